@@ -1,0 +1,1 @@
+"""Jobs: options, sources and sinks (``io/``), one module per job (``jobs/``) and the command line (``cli/``)."""

@@ -1,0 +1,1 @@
+"""Where data comes from and goes to: the lake, the event log, the store's bulk writes."""

@@ -1,0 +1,68 @@
+"""Options, parsed once into a frozen Config that every job takes."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from schemas.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where a job reads and writes, and how it runs.
+
+    Attributes:
+      workspace: folder that holds everything local, and the clock.
+      lake: folder of the lake; ``catalog`` names a pyiceberg catalog instead of the SQLite one in it.
+      store: ``sqlite:PATH``.
+      buckets: hash shards of entities, a power of two, at least 8.
+      runner: a Beam runner; "direct" is FnApiRunner in this process.
+      beam_args: flags passed to Beam unchanged.
+      seed: of training and of every random choice.
+      quiet: no progress bars.
+    """
+
+    workspace: Workspace
+    lake: Path
+    store: str
+    catalog: str | None = None
+    buckets: int = 8
+    runner: str = "direct"
+    beam_args: tuple[str, ...] = field(default=())
+    seed: int = 7
+    quiet: bool = False
+
+    @classmethod
+    def of(cls, workspace: Path | str = "workspace", **overrides: object) -> Config:
+        """The config of a workspace with every default; tests and scripts start here."""
+        space = Workspace(Path(workspace).absolute())
+        values: dict[str, object] = {"workspace": space, "lake": space.lake, "store": f"sqlite:{space.store}", **overrides}
+        return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Config:
+        """The config of parsed common flags (``add_common_flags``)."""
+        overrides = {
+            name: value
+            for name in ("store", "catalog", "buckets", "runner", "seed", "quiet")
+            if (value := getattr(args, name, None)) is not None
+        }
+        if getattr(args, "lake", None):
+            overrides["lake"] = Path(args.lake).absolute()
+        return cls.of(args.workspace, beam_args=tuple(getattr(args, "beam_args", ())), **overrides)
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that every command takes."""
+    shared = parser.add_argument_group("common")
+    shared.add_argument("--workspace", default="workspace", metavar="DIR", help="folder that holds everything local (default: ./workspace)")
+    shared.add_argument("--lake", metavar="DIR", help="folder of the lake (default: WORKSPACE/lake)")
+    shared.add_argument("--catalog", metavar="NAME", help="pyiceberg catalog of your own configuration instead of SQLite")
+    shared.add_argument("--store", metavar="URI", help="sqlite:PATH (default: sqlite:WORKSPACE/store.db)")
+    shared.add_argument("--buckets", type=int, help="hash shards of entities, a power of two, at least 8 (default: 8)")
+    shared.add_argument("--runner", help="Beam runner (default: direct, in this process)")
+    shared.add_argument("--seed", type=int, help="seed of every random choice (default: 7)")
+    shared.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    shared.add_argument("--quiet", action="store_true", help="no progress bars")

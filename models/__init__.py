@@ -1,0 +1,1 @@
+"""Two-tower model, evaluation, model registry; ``models.inference`` runs without Beam or TensorFlow."""

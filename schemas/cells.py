@@ -1,0 +1,167 @@
+"""Packed cells of the store: an 8-byte header, then raw little-endian arrays. One cell holds one feature group.
+
+Header: layout version (u8), kind (u8), group id (u16), count (u32). Kinds: a ``vector`` is count float32 (NaN for
+null); a ``list`` is count int64 times (microseconds), count float32 scores, count uint32 end offsets, then the UTF-8
+ids; a ``recs`` cell is a ranked list (see RankedList). Decoding many vectors of one group is one join (decode_vectors).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+LAYOUT = 1
+VECTOR, LIST, RECS = 0, 1, 2
+_HEADER = struct.Struct("<BBHI")
+_RECS = struct.Struct("<qqH")
+HEADER_BYTES = _HEADER.size
+
+SOURCES = ("two_tower", "item_cf", "popular", "ranker", "trending", "content")
+REASONS = ("because_you_watched", "similar_taste", "popular", "trending", "new")
+"""Names behind the one-byte codes of a ranked list: only ever append."""
+
+
+class CellError(ValueError):
+    """A cell whose bytes are not what its header says."""
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """One user's list of one version, best first; every sequence has the same length n.
+
+    Attributes:
+      item_ids: n ids.
+      scores: (n,) float32.
+      sources: n names of SOURCES.
+      reasons: n names of REASONS.
+      source_item_ids: n ids that explain the item, "" for none.
+      model_version: of the two-tower that made it.
+      generated_at, expires_at: microseconds since 1970, UTC.
+    """
+
+    item_ids: Sequence[str]
+    scores: npt.NDArray[np.float32]
+    sources: Sequence[str]
+    reasons: Sequence[str]
+    source_item_ids: Sequence[str]
+    model_version: str
+    generated_at: int
+    expires_at: int
+
+
+def _header(cell: bytes, kind: int) -> tuple[int, int]:
+    if len(cell) < HEADER_BYTES:
+        raise CellError(f"a cell has at least {HEADER_BYTES} bytes, this one {len(cell)}")
+    layout, found, group, count = _HEADER.unpack_from(cell)
+    if layout != LAYOUT or found != kind:
+        raise CellError(f"expected layout {LAYOUT} kind {kind}, found layout {layout} kind {found}")
+    return group, count
+
+
+def encode_vector(group: int, values: npt.NDArray[np.float32]) -> bytes:
+    """Packs (n,) float32 values."""
+    return _HEADER.pack(LAYOUT, VECTOR, group, len(values)) + np.ascontiguousarray(values, "<f4").tobytes()
+
+
+def encode_vectors(group: int, matrix: npt.NDArray[np.float32]) -> list[bytes]:
+    """Packs each row of an (m, n) matrix."""
+    head = _HEADER.pack(LAYOUT, VECTOR, group, matrix.shape[1])
+    raw, width = np.ascontiguousarray(matrix, "<f4").tobytes(), 4 * matrix.shape[1]
+    return [head + raw[i * width : (i + 1) * width] for i in range(matrix.shape[0])]
+
+
+def decode_vector(cell: bytes) -> npt.NDArray[np.float32]:
+    """The (n,) float32 values of a vector cell; raises CellError."""
+    _, count = _header(cell, VECTOR)
+    if len(cell) != HEADER_BYTES + 4 * count:
+        raise CellError(f"a vector of {count} has {HEADER_BYTES + 4 * count} bytes, this cell {len(cell)}")
+    return np.frombuffer(cell, "<f4", count, HEADER_BYTES)
+
+
+def decode_vectors(cells: Sequence[bytes], width: int) -> npt.NDArray[np.float32]:
+    """Vector cells of one group as an (m, width) matrix; raises CellError when a cell has another width."""
+    size = HEADER_BYTES + 4 * width
+    if any(len(cell) != size for cell in cells):
+        raise CellError(f"every cell must have {size} bytes for {width} values")
+    raw = np.frombuffer(b"".join(cells), np.uint8).reshape(len(cells), size)
+    if len(cells) and not (raw[:, :2] == (LAYOUT, VECTOR)).all():
+        raise CellError("a cell is not a vector of this layout")
+    return np.ascontiguousarray(raw[:, HEADER_BYTES:]).view("<f4").reshape(len(cells), width)
+
+
+def encode_list(
+    group: int, ids: Sequence[str], times: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]
+) -> bytes:
+    """Packs n ids with times (microseconds) and scores."""
+    return b"".join((_HEADER.pack(LAYOUT, LIST, group, len(ids)), np.asarray(times, "<i8").tobytes(),
+                     np.asarray(scores, "<f4").tobytes(), _pack_ids(ids)))
+
+
+def decode_list(cell: bytes) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """(ids, times (n,), scores (n,)) of a list cell; raises CellError."""
+    _, count = _header(cell, LIST)
+    at = HEADER_BYTES
+    if len(cell) < at + 16 * count:
+        raise CellError(f"a list of {count} has at least {at + 16 * count} bytes, this cell {len(cell)}")
+    times = np.frombuffer(cell, "<i8", count, at)
+    scores = np.frombuffer(cell, "<f4", count, at + 8 * count)
+    ids, end = _unpack_ids(cell, at + 12 * count, count)
+    if end != len(cell):
+        raise CellError(f"{len(cell) - end} bytes after the end of a list")
+    return ids, times, scores
+
+
+def encode_recs(recs: RankedList) -> bytes:
+    """Packs a ranked list."""
+    version = recs.model_version.encode()
+    return b"".join((
+        _HEADER.pack(LAYOUT, RECS, 0, len(recs.item_ids)),
+        _RECS.pack(recs.generated_at, recs.expires_at, len(version)), version,
+        np.asarray(recs.scores, "<f4").tobytes(),
+        bytes(map(SOURCES.index, recs.sources)), bytes(map(REASONS.index, recs.reasons)),
+        _pack_ids(recs.item_ids), _pack_ids(recs.source_item_ids),
+    ))
+
+
+def decode_recs(cell: bytes) -> RankedList:
+    """A ranked list; raises CellError."""
+    _, count = _header(cell, RECS)
+    try:
+        generated, expires, size = _RECS.unpack_from(cell, HEADER_BYTES)
+        at = HEADER_BYTES + _RECS.size
+        version = cell[at : at + size].decode()
+        at += size
+        scores = np.frombuffer(cell, "<f4", count, at)
+        sources = [SOURCES[c] for c in cell[at + 4 * count : at + 5 * count]]
+        reasons = [REASONS[c] for c in cell[at + 5 * count : at + 6 * count]]
+    except (struct.error, ValueError, IndexError) as error:
+        raise CellError(f"a broken ranked list: {error}") from error
+    ids, at = _unpack_ids(cell, at + 6 * count, count)
+    because, at = _unpack_ids(cell, at, count)
+    if at != len(cell):
+        raise CellError(f"{len(cell) - at} bytes after the end of a ranked list")
+    return RankedList(ids, scores, sources, reasons, because, version, generated, expires)
+
+
+def _pack_ids(ids: Sequence[str]) -> bytes:
+    raw = [i.encode() for i in ids]
+    return np.cumsum([len(r) for r in raw], dtype="<u4").tobytes() + b"".join(raw)
+
+
+def _unpack_ids(cell: bytes, at: int, count: int) -> tuple[list[str], int]:
+    if len(cell) < at + 4 * count:
+        raise CellError(f"the cell ends before the offsets of {count} ids")
+    ends = np.frombuffer(cell, "<u4", count, at).tolist()
+    base = at + 4 * count
+    end = base + (ends[-1] if ends else 0)
+    if len(cell) < end or ends != sorted(ends):
+        raise CellError("the ids of a cell do not fit in it")
+    starts = [0, *ends[:-1]] if ends else []
+    try:
+        return [cell[base + a : base + b].decode() for a, b in zip(starts, ends, strict=True)], end
+    except UnicodeDecodeError as error:
+        raise CellError(f"an id is not UTF-8: {error}") from error

@@ -1,0 +1,15 @@
+"""Every metric and counter name of beamrec, in one place; Beam counters use namespace NAMESPACE."""
+
+NAMESPACE = "beamrec"
+
+EVENTS_READ = "events_read"
+EVENTS_STORED = "events_stored"
+EVENTS_REJECTED = "events_rejected"
+EVENTS_DUPLICATE = "events_duplicate"
+EVENTS_CONFLICT = "events_conflict"
+PARTIALS_WRITTEN = "partials_written"
+PARTIALS_REUSED = "partials_reused"
+FEATURE_ROWS = "feature_rows"
+HASH_COLLISIONS = "hash_collisions"
+LISTS_WRITTEN = "lists_written"
+USERS_WITHOUT_VECTOR = "users_without_vector"

@@ -1,0 +1,1 @@
+"""Stores, versions and the HTTP API. Never imports Beam or TensorFlow."""
