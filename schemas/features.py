@@ -58,6 +58,7 @@ GROUPS: tuple[Group, ...] = (
     Group(4, "user_liked_items", "user", "batch", "list"),
     Group(5, "item_stats", "item", "batch", "vector"),
     Group(6, "item_cooccurrence", "item", "batch", "list"),
+    Group(7, "user_consumed", "user", "batch", "list"),
 )
 
 COUNT_WINDOWS = (1, 7, 30)
@@ -115,6 +116,9 @@ FEATURES: tuple[Feature, ...] = (
             "time and weight of their last such event.", None, "list", (LAST_ITEMS_CAP,), sensitivity="personal"),
     Feature("liked_items", "user", "user_liked_items", "Distinct items of positive events (event_types), newest first, "
             "with the time and weight of their last such event.", None, "list", (LAST_ITEMS_CAP,),
+            sensitivity="personal"),
+    Feature("consumed_items", "user", "user_consumed", "Distinct items of events that consume (event_types), newest first, "
+            "with the time and weight of their last such event: never recommended again.", None, "list", (CONSUMED_CAP,),
             sensitivity="personal"),
     *_item_stats(),
     Feature("cooccurring_items", "item", "item_cooccurrence", "Items whose events of weight > 0 lie within 30 minutes of "
