@@ -19,15 +19,17 @@ TRAIN = [
 SERVE = ["fastapi>=0.163", "granian>=2"]
 DEV = ["pytest>=9", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14", "mypy>=1.18", "duckdb>=2", "httpx>=0.28", "uv>=0.9"]
 
+PACKAGES = ("schemas", "transforms", "models", "beam_pipelines", "serving", "benchmarks")
+
 setup(
     name="beamrec",
     version="0.1.0",
-    description="User events in, ranked recommendations out: one Apache Beam codebase for stream, batch, training and serving.",
+    description="User events in, ranked recommendations out: one Apache Beam codebase for batch, training and serving.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=[f"{p}{s}" for p in ("schemas", "transforms", "models", "beam_pipelines", "serving", "benchmarks") for s in ("", ".*")]),
+    packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
     package_data={"schemas.avro": ["*.avsc"]},
     install_requires=["numpy>=2.3", "pyarrow>=21", "xxhash>=3.6", "msgspec>=0.20", "rich>=14", "numba>=0.63"],
     extras_require={"batch": BATCH, "train": TRAIN, "serve": SERVE, "dev": DEV, "all": [*TRAIN, *SERVE]},

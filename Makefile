@@ -1,0 +1,39 @@
+# Every target works on a clean clone: what it needs is installed first, pinned, into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+WORKSPACE ?=
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test lint bench clean
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Install everything, pinned, into .venv
+
+$(STAMP): requirements.lock setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements.lock)
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP) ## The whole path on simulated data; DATA=PATH for MovieLens or Globo; WORKSPACE=DIR
+	$(BIN)/beamrec demo $(if $(DATA),--data "$(DATA)") $(if $(WORKSPACE),--workspace "$(WORKSPACE)")
+
+test: $(STAMP) ## The test suite; BEAMREC_DATA=DIR adds the tests on real data
+	$(BIN)/python -m pytest tests
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## Every benchmark of the README, as JSON lines
+	$(BIN)/beamrec bench affinity --json
+	$(BIN)/beamrec bench incremental --json
+	$(BIN)/beamrec bench recommend --json
+
+clean: ## Remove what was installed and built (workspaces stay)
+	rm -rf $(VENV) .bench build *.egg-info
