@@ -57,9 +57,10 @@ class Config:
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that every command takes."""
     shared = parser.add_argument_group("common")
-    shared.add_argument("--workspace", default="workspace", metavar="DIR", help="folder that holds everything local (default: ./workspace)")
+    shared.add_argument("--workspace", default="workspace", metavar="DIR",
+                        help="folder that holds everything local (default: ./workspace)")
     shared.add_argument("--lake", metavar="DIR", help="folder of the lake (default: WORKSPACE/lake)")
-    shared.add_argument("--catalog", metavar="NAME", help="pyiceberg catalog of your own configuration instead of SQLite")
+    shared.add_argument("--catalog", metavar="NAME", help="catalog of your pyiceberg configuration instead of SQLite")
     shared.add_argument("--store", metavar="URI", help="sqlite:PATH (default: sqlite:WORKSPACE/store.db)")
     shared.add_argument("--buckets", type=int, help="hash shards of entities, a power of two, at least 8 (default: 8)")
     shared.add_argument("--runner", help="Beam runner (default: direct, in this process)")

@@ -73,7 +73,18 @@ def _user_stats() -> list[Feature]:
         for event in EVENT_NAMES
         for days in COUNT_WINDOWS
     ]
-    return [*counts, stat("dwell_mean_7d", "Mean dwell of events that have one, milliseconds.", 7 * DAY), stat("distinct_items_30d", "Distinct items of events with weight > 0.", 30 * DAY, 0.0), stat("active_days_30d", "UTC days with at least one event of weight > 0.", 30 * DAY, 0.0), stat("price_mean_30d", "Mean price of events with weight > 0 and a price.", 30 * DAY), stat("price_min_30d", "Lowest price of events with weight > 0 and a price.", 30 * DAY), stat("price_max_30d", "Highest price of events with weight > 0 and a price.", 30 * DAY), stat("recency_days", "Days from the last event of weight > 0 to as_of.", None), stat("segment", "Code in SEGMENTS: dormant without an event of weight > 0 in 30 days; else new when the first " "event is less than 7 days old; else power from 8 active days in 30; else casual.", None, 3.0)]
+    stats = [
+        stat("dwell_mean_7d", "Mean dwell of events that have one, milliseconds.", 7 * DAY),
+        stat("distinct_items_30d", "Distinct items of events with weight > 0.", 30 * DAY, 0.0),
+        stat("active_days_30d", "UTC days with at least one event of weight > 0.", 30 * DAY, 0.0),
+        stat("price_mean_30d", "Mean price of events with weight > 0 and a price.", 30 * DAY),
+        stat("price_min_30d", "Lowest price of events with weight > 0 and a price.", 30 * DAY),
+        stat("price_max_30d", "Highest price of events with weight > 0 and a price.", 30 * DAY),
+        stat("recency_days", "Days from the last event of weight > 0 to as_of.", None),
+        stat("segment", "Code in SEGMENTS: dormant without an event of weight > 0 in 30 days; else new when the first "
+             "event is less than 7 days old; else power from 8 active days in 30; else casual.", None, 3.0),
+    ]
+    return stats + counts  # counts last: a new event type appends to the stored layout
 
 
 def _item_stats() -> list[Feature]:

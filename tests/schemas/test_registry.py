@@ -27,9 +27,10 @@ def test_stored_positions_never_move():
     assert [f.name for f in features.features_of("item_stats")] == [
         "popularity_1d", "popularity_7d", "popularity_30d", "popularity_share_1d", "popularity_share_7d",
         "popularity_share_30d", "ctr_smoothed_30d", "impressions_total", "dwell_mean_30d", "age_days"]
-    assert [f.name for f in features.features_of("user_stats")][-8:] == [
+    assert [f.name for f in features.features_of("user_stats")][:8] == [
         "dwell_mean_7d", "distinct_items_30d", "active_days_30d", "price_mean_30d", "price_min_30d", "price_max_30d",
         "recency_days", "segment"]
+    assert features.features_of("user_stats")[8].name == "count_impression_1d"
     assert list(CODES) == ["impression", "view", "click", "skip", "save", "cart", "purchase", "return", "rating", "signup"]
 
 
