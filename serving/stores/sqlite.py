@@ -1,0 +1,302 @@
+"""The embedded store: one SQLite file in WAL mode, read by any process while another writes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+from serving.stores.base import Active, Cell, Family, FeatureWrite, ListWrite, StoreError
+
+LAYOUT = 1
+"""Layout of the file (PRAGMA user_version); another one is refused."""
+FAMILIES: tuple[str, ...] = get_args(Family)
+CHUNK_ROWS = 20_000
+"""Rows per transaction: long enough to amortise the commit, short enough for other writers to get their turn."""
+PAGE_ROWS = 2_000
+READ_KEYS = 512
+BUSY_SECONDS = 60.0
+
+# A 16 KiB page keeps a 100-item list inside its B-tree page instead of in overflow pages.
+_OPEN = f"""
+PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)};
+PRAGMA synchronous=NORMAL;
+PRAGMA cache_size=-65536;
+PRAGMA mmap_size=1073741824;
+PRAGMA wal_autocheckpoint=4000;
+PRAGMA journal_size_limit=134217728;
+"""
+_CELL = """timestamp INTEGER NOT NULL CONSTRAINT "a timestamp is a multiple of 1000 microseconds" CHECK (timestamp % 1000 = 0),
+  value BLOB NOT NULL"""
+_SCHEMA = [
+    *(f'CREATE TABLE IF NOT EXISTS features_{family} ("row" TEXT, "group" TEXT, {_CELL},'
+      ' PRIMARY KEY ("row", "group")) WITHOUT ROWID' for family in FAMILIES),
+    # The version leads the key, so that writing a new version appends and dropping one is a range.
+    f'CREATE TABLE IF NOT EXISTS recommendations (version TEXT, "row" TEXT, {_CELL},'
+    ' PRIMARY KEY (version, "row")) WITHOUT ROWID',
+    "CREATE TABLE IF NOT EXISTS active (surface TEXT PRIMARY KEY, champion TEXT NOT NULL, challenger TEXT,"
+    " percent INTEGER NOT NULL, previous TEXT) WITHOUT ROWID",
+    f"PRAGMA user_version={LAYOUT}",
+]
+# An older cell and an equal one change nothing; of two that differ at one timestamp the later write wins.
+_NEWEST = """ DO UPDATE SET timestamp = excluded.timestamp, value = excluded.value
+  WHERE excluded.timestamp > timestamp OR (excluded.timestamp = timestamp AND excluded.value <> value)"""
+_PUT_LIST = f'INSERT INTO recommendations VALUES (?, ?, ?, ?) ON CONFLICT (version, "row"){_NEWEST}'
+_PUT_FEATURE = {family: f'INSERT INTO features_{family} VALUES (?, ?, ?, ?) ON CONFLICT ("row", "group"){_NEWEST}'
+                for family in FAMILIES}
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that can be weakly referenced: those of ended threads close by themselves."""
+
+
+class SqliteStore:
+    """Implements serving.stores.base.Store on one file.
+
+    Each thread gets a connection of its own at its first call, also after a fork. ``create`` False refuses a path
+    where there is no store yet, so that a reader's typing error does not leave an empty file.
+
+    Raises:
+      StoreError: no store there, not a store, or one of another layout; and whatever SQLite reports later.
+    """
+
+    def __init__(self, path: str | Path, create: bool = True) -> None:
+        self.path = Path(path)
+        self._create = create
+        self._reset()
+        if create:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"cannot make the folder of {self.path}: {error}") from error
+        self._connection()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._local = threading.local()
+        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def _connection(self) -> _Connection:
+        if self._pid != os.getpid():
+            self._inherited = self._local  # kept alive: closing a parent's connection in a fork drops the parent's locks
+            self._reset()
+        if self._closed:
+            raise StoreError(f"{self.path} is closed")
+        found: _Connection | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = self._local.connection = self._connect()
+            with self._lock:
+                self._open.add(found)
+        return found
+
+    def _connect(self) -> _Connection:
+        if not self._create and not self.path.exists():
+            raise StoreError(f"no store at {self.path}")
+        try:
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False,
+                                         cached_statements=256, factory=_Connection)
+            connection.executescript(_OPEN)
+            layout = connection.execute("PRAGMA user_version").fetchone()[0]
+            if layout == 0:
+                if not self._create:
+                    raise StoreError(f"{self.path} is not a beamrec store")
+                self._initialise(connection)
+            elif layout != LAYOUT:
+                raise StoreError(f"{self.path} has store layout {layout}; this beamrec reads {LAYOUT}")
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot open {self.path}: {error}") from error
+        return connection
+
+    @staticmethod
+    def _initialise(connection: sqlite3.Connection) -> None:
+        deadline = time.monotonic() + BUSY_SECONDS
+        connection.execute("PRAGMA page_size=16384")
+        while True:  # the switch to WAL ignores busy_timeout when several processes open a new file at once
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        connection.execute("COMMIT")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction that takes its lock at once, so that what it reads cannot change before it writes."""
+        connection = self._connection()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+
+    def _read(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple]:
+        try:
+            return self._connection().execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+
+    def read_features(self, rows: Sequence[str], family: Family, groups: Sequence[str]) -> list[dict[str, Cell]]:
+        """See Store."""
+        table = _table(family)
+        found: dict[str, dict[str, Cell]] = {row: {} for row in rows}
+        if groups:
+            where_group = f'"group" IN ({_marks(len(groups))})'
+            for keys in _padded(list(found)):
+                sql = (f'SELECT "row", "group", value, timestamp FROM {table}'
+                       f' WHERE "row" IN ({_marks(len(keys))}) AND {where_group}')
+                for row, group, value, timestamp in self._read(sql, (*keys, *groups)):
+                    found[row][group] = Cell(value, timestamp)
+        return [found[row] for row in rows]
+
+    def write_features(self, writes: Iterable[FeatureWrite]) -> int:
+        """See Store."""
+        offered = 0
+        for chunk in _chunks(writes):
+            by_family: dict[str, list[tuple[str, str, int, bytes]]] = {}
+            for w in chunk:
+                by_family.setdefault(w.family, []).append((w.row, w.group, w.cell.timestamp, w.cell.value))
+            for family, cells in by_family.items():
+                _table(family)
+                cells.sort(key=_key)  # neighbours share pages; the sort is stable, so the later of equals stays later
+            with self._transaction() as connection:
+                for family, cells in by_family.items():
+                    connection.executemany(_PUT_FEATURE[family], cells)
+            offered += len(chunk)
+        return offered
+
+    def read_lists(self, rows: Sequence[str], version: str) -> list[Cell | None]:
+        """See Store."""
+        found: dict[str, Cell | None] = dict.fromkeys(rows)
+        for keys in _padded(list(found)):
+            sql = f'SELECT "row", value, timestamp FROM recommendations WHERE version = ? AND "row" IN ({_marks(len(keys))})'
+            for row, value, timestamp in self._read(sql, (version, *keys)):
+                found[row] = Cell(value, timestamp)
+        return [found[row] for row in rows]
+
+    def write_lists(self, writes: Iterable[ListWrite]) -> int:
+        """See Store."""
+        offered = 0
+        for chunk in _chunks(writes):
+            cells = sorted(((w.version, w.row, w.cell.timestamp, w.cell.value) for w in chunk), key=_key)
+            with self._transaction() as connection:
+                connection.executemany(_PUT_LIST, cells)
+            offered += len(cells)
+        return offered
+
+    def active(self, surface: str) -> Active | None:
+        """See Store."""
+        found = self._read(_GET_ACTIVE, (surface,))
+        return Active(*found[0]) if found else None
+
+    def flip(self, surface: str, expected: Active | None, new: Active) -> bool:
+        """See Store."""
+        with self._transaction() as connection:
+            found = connection.execute(_GET_ACTIVE, (surface,)).fetchone()
+            if (Active(*found) if found else None) != expected:
+                return False
+            connection.execute("INSERT OR REPLACE INTO active (surface, champion, challenger, percent, previous)"
+                               " VALUES (?, ?, ?, ?, ?)",
+                               (surface, new.champion, new.challenger, new.percent, new.previous))
+        return True
+
+    def versions(self) -> list[str]:
+        """See Store."""
+        # One seek per version instead of one step per list.
+        return [version for (version,) in self._read(
+            "WITH RECURSIVE v(version) AS (SELECT min(version) FROM recommendations UNION ALL"
+            " SELECT (SELECT min(r.version) FROM recommendations r WHERE r.version > v.version) FROM v"
+            " WHERE v.version IS NOT NULL) SELECT version FROM v WHERE version IS NOT NULL")]
+
+    def drop_version(self, version: str) -> int:
+        """See Store; raises StoreError when a surface serves the version or would return to it in a rollback."""
+        dropped = 0
+        while True:
+            with self._transaction() as connection:
+                users = connection.execute("SELECT surface FROM active WHERE ? IN (champion, challenger, previous)", (version,))
+                if (used := users.fetchone()) is not None:
+                    raise StoreError(f"version {version} is in use on surface {used[0]}")
+                deleted = connection.execute(
+                    'DELETE FROM recommendations WHERE version = ?1 AND "row" <= coalesce((SELECT "row" FROM recommendations'
+                    ' WHERE version = ?1 ORDER BY "row" LIMIT 1 OFFSET ?2), (SELECT max("row") FROM recommendations'
+                    " WHERE version = ?1))", (version, CHUNK_ROWS - 1)).rowcount
+            if not deleted:
+                return dropped
+            dropped += deleted
+
+    def scan_lists(self, version: str) -> Iterator[tuple[str, Cell]]:
+        """See Store."""
+        sql = ('SELECT "row", value, timestamp FROM recommendations WHERE version = ? AND "row" > ?'
+               f' ORDER BY "row" LIMIT {PAGE_ROWS}')
+        return self._scan(sql, version)
+
+    def scan_features(self, family: Family, group: str) -> Iterator[tuple[str, Cell]]:
+        """See Store."""
+        sql = (f'SELECT "row", value, timestamp FROM {_table(family)} WHERE "group" = ? AND "row" > ?'
+               f' ORDER BY "row" LIMIT {PAGE_ROWS}')
+        return self._scan(sql, group)
+
+    def _scan(self, sql: str, key: str) -> Iterator[tuple[str, Cell]]:
+        last = ""
+        while page := self._read(sql, (key, last)):  # by pages: a long read transaction would keep the WAL from shrinking
+            for row, value, timestamp in page:
+                yield row, Cell(value, timestamp)
+            last = page[-1][0]
+
+    def close(self) -> None:
+        """See Store; calls that come later raise StoreError."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+            for connection in list(self._open):
+                connection.close()
+            self._open = weakref.WeakSet()
+
+
+_GET_ACTIVE = "SELECT champion, challenger, percent, previous FROM active WHERE surface = ?"
+
+
+def _table(family: str) -> str:
+    if family not in FAMILIES:
+        raise ValueError(f"no family {family!r}; one of {', '.join(FAMILIES)}")
+    return f"features_{family}"
+
+
+def _key(cell: tuple[str, str, int, bytes]) -> tuple[str, str]:
+    return cell[0], cell[1]
+
+
+def _marks(count: int) -> str:
+    return ",".join("?" * count)
+
+
+def _padded(keys: list[str]) -> Iterator[list[str]]:
+    """Slices of keys whose lengths are powers of two (the last key repeated), so that few statements are ever compiled."""
+    for start in range(0, len(keys), READ_KEYS):
+        part = keys[start : start + READ_KEYS]
+        yield part + part[-1:] * ((1 << (len(part) - 1).bit_length()) - len(part))
+
+
+def _chunks(writes: Iterable[FeatureWrite] | Iterable[ListWrite]) -> Iterator[list]:
+    iterator = iter(writes)
+    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
+        yield chunk
