@@ -9,6 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from schemas.xxh3 import hash64_strings
+
 USER, ITEM = "u", "i"
 ENTITY_KINDS = {"user": USER, "item": ITEM}
 
@@ -34,8 +36,7 @@ def hash64_column(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
         if isinstance(column, pa.ChunkedArray):
             column = column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    distinct = encoded.dictionary.cast(pa.binary()).to_pylist()
-    hashes = np.append(hash64_many(v or b"" for v in distinct), np.uint64(hash64("")))
+    hashes = np.append(hash64_strings(encoded.dictionary), np.uint64(hash64("")))
     codes = encoded.indices.fill_null(len(hashes) - 1).to_numpy(zero_copy_only=False)
     return hashes[codes]
 
