@@ -5,6 +5,7 @@ A write is one Iceberg transaction: readers see all of it or none. ``replace_day
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ import pyarrow.parquet as pq
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
-from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThan, Or
+from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThan
 from pyiceberg.table import Table as IcebergTable
+from pyiceberg.table import TableProperties, _parquet_files_to_data_files
 from pyiceberg.transforms import DayTransform
 
 from schemas.tables import TABLES
 from schemas.workspace import DAY_MICROS
 
 NAMESPACE = "beamrec"
+UNIQUE_COLUMNS = {"event_id", "event_hash", "payload", "state"}
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,8 @@ class Lake:
             made: Catalog = SqlCatalog("beamrec", uri=f"sqlite:///{root}/catalog.db", warehouse=f"file://{root}/warehouse")
         else:
             made = load_catalog(catalog)
-        try:
+        with contextlib.suppress(NamespaceAlreadyExistsError):
             made.create_namespace(NAMESPACE)
-        except NamespaceAlreadyExistsError:
-            pass
         return cls(made, root / "warehouse")
 
     def table(self, name: str) -> IcebergTable:
@@ -126,46 +127,91 @@ class Lake:
         return str(folder / f"{uuid.uuid4().hex}.parquet")
 
     def write_file(self, name: str, rows: pa.Table, day: int | None = None, row_group_size: int = 262_144) -> str:
-        """Writes rows of one day as one Parquet file (zstd) of the table's schema and returns its path."""
+        """Writes rows of one day as one Parquet file (zstd) of the table's schema and returns its path.
+
+        A string column may come dictionary-encoded: it is written as it is, which is several times faster.
+        """
         path = self.new_path(name, day)
-        pq.write_table(rows.cast(TABLES[name].schema), path, compression="zstd", compression_level=1,
-                       row_group_size=row_group_size)
+        schema = TABLES[name].schema
+        # Unique values: a dictionary of them would be built, found too large and thrown away.
+        encoded = [f.name for f in schema if f.name not in UNIQUE_COLUMNS]
+        pq.write_table(conform(rows, schema), path, compression="zstd", compression_level=1, use_dictionary=encoded,
+                       row_group_size=row_group_size, store_schema=False)
         return path
+
+    def commit(self, name: str, add: Sequence[str] = (), drop: Iterable[str] = (),
+               summary: Mapping[str, str] | None = None) -> int | None:
+        """Adds and drops data files in one snapshot, and returns its id (the current one when there is nothing to do).
+
+        Files are not copied: those added must lie where ``new_path`` said, each with the rows of one day.
+
+        Raises:
+          ValueError: a file to add is in the table already, or one to drop is not.
+        """
+        table = self.table(name)
+        wanted, current = set(drop), {}
+        if table.current_snapshot() is not None:
+            current = {task.file.file_path.removeprefix("file://"): task.file for task in table.scan().plan_files()}
+        if repeated := sorted(set(add) & (current.keys() - wanted)):
+            raise ValueError(f"already in table {name}: {', '.join(repeated)}")
+        if missing := sorted(wanted - current.keys()):
+            raise ValueError(f"not in table {name}: {', '.join(missing)}")
+        if not add and not wanted:
+            return self.snapshot_id(name)
+        with table.transaction() as tx:
+            if tx.table_metadata.name_mapping() is None:  # our files carry no field ids: columns are found by name
+                tx.set_properties(**{TableProperties.DEFAULT_NAME_MAPPING: table.schema().name_mapping.model_dump_json()})
+            update = tx.update_snapshot(snapshot_properties=dict(summary or {}))
+            with update.overwrite() if wanted else update.fast_append() as change:
+                for path in wanted:
+                    change.delete_data_file(current[path])
+                for made in _parquet_files_to_data_files(tx.table_metadata, [f"file://{p}" for p in add], table.io):
+                    change.append_data_file(made)
+        return self.snapshot_id(name)
 
     def replace_days(self, name: str, files: Mapping[int, Sequence[str]],
                      summary: Mapping[str, str] | None = None) -> int | None:
         """Makes the rows of each day given (midnight in microseconds) exactly those of its files, in one transaction.
 
-        A day with no files is emptied. Files are not copied: they must lie where ``new_path`` said.
+        A day with no files is emptied; a file that its day holds already stays. Files are not copied: they must lie
+        where ``new_path`` said.
         """
-        column = TABLES[name].day_column
-        if column is None:
+        if TABLES[name].day_column is None:
             raise ValueError(f"table {name} has no days")
-        table = self.table(name)
-        present = set(self.days(name))
-        stale: list[BooleanExpression] = [_between(column, d, d + DAY_MICROS) for d in sorted(set(files) & present)]
-        paths = [f"file://{p}" for d in sorted(files) for p in files[d]]
-        with table.transaction() as tx:
-            if stale:
-                tx.delete(Or(*stale) if len(stale) > 1 else stale[0], snapshot_properties=dict(summary or {}))
-            if paths:
-                tx.add_files(paths, snapshot_properties=dict(summary or {}), check_duplicate_files=False)
-        return self.snapshot_id(name)
+        before = {f.path for f in self.files(name) if f.day in files}
+        after = [path for day in sorted(files) for path in files[day]]
+        return self.commit(name, [p for p in after if p not in before], before - set(after), summary)
 
     def replace_all(self, name: str, rows: pa.Table, summary: Mapping[str, str] | None = None) -> int | None:
-        """Makes a table exactly these rows, in one transaction."""
-        path = self.write_file(name, rows)
-        table = self.table(name)
-        with table.transaction() as tx:
-            if table.current_snapshot() is not None:
-                tx.delete(AlwaysTrue(), snapshot_properties=dict(summary or {}))
-            tx.add_files([f"file://{path}"], snapshot_properties=dict(summary or {}), check_duplicate_files=False)
-        return self.snapshot_id(name)
+        """Makes an undivided table exactly these rows, in one transaction."""
+        return self.commit(name, [self.write_file(name, rows)], [f.path for f in self.files(name)], summary)
 
     def append(self, name: str, paths: Iterable[str], summary: Mapping[str, str] | None = None) -> int | None:
         """Adds files (each of one day); a file that the table holds already is refused with ValueError."""
-        self.table(name).add_files([f"file://{p}" for p in paths], snapshot_properties=dict(summary or {}))
-        return self.snapshot_id(name)
+        return self.commit(name, list(paths), (), summary)
+
+
+def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema, in its order and types; a dictionary-encoded string column stays encoded (int32 codes).
+
+    Raises:
+      KeyError: a column that may not be null is missing (others become null).
+      pa.ArrowInvalid: a value does not fit its type.
+    """
+    columns, fields = [], []
+    for field in schema:
+        if field.name not in rows.column_names:
+            if not field.nullable:
+                raise KeyError(f"column {field.name!r} is missing")
+            column = pa.chunked_array([pa.nulls(len(rows), field.type)])
+        else:
+            column = rows.column(field.name)
+        kind = field.type
+        if pa.types.is_dictionary(column.type) and pa.types.is_string(kind):
+            kind = pa.dictionary(pa.int32(), pa.string())
+        columns.append(column if column.type.equals(kind) else column.cast(kind))
+        fields.append(pa.field(field.name, kind, field.nullable))
+    return pa.table(columns, schema=pa.schema(fields)).unify_dictionaries()
 
 
 def _between(column: str | None, start: int | None, end: int | None) -> BooleanExpression:
