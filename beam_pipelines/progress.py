@@ -39,7 +39,9 @@ class Stage:
     def advance(self, steps: float = 1, note: str | None = None) -> None:
         """Moves the bar on; ``note`` stands to its right."""
         if self._progress is not None:
-            self._progress.update(self._task, advance=steps, **({"note": note} if note is not None else {}))
+            if note is not None:
+                self._progress.update(self._task, note=note)
+            self._progress.advance(self._task, steps)
 
     def track(self, items: Iterable[T]) -> Iterator[T]:
         """Yields the items, one step each."""
