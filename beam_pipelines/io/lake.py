@@ -6,8 +6,10 @@ A write is one Iceberg transaction: readers see all of it or none. ``replace_day
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +19,12 @@ import pyarrow.parquet as pq
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
-from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThan
+from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, In, LessThan
 from pyiceberg.table import Table as IcebergTable
 from pyiceberg.table import TableProperties, _parquet_files_to_data_files
 from pyiceberg.transforms import DayTransform
 
-from schemas.tables import TABLES
+from schemas.tables import POSITION, TABLES
 from schemas.workspace import DAY_MICROS
 
 NAMESPACE = "beamrec"
@@ -45,6 +47,7 @@ class Lake:
     def __init__(self, catalog: Catalog, warehouse: Path) -> None:
         self._catalog = catalog
         self._warehouse = warehouse
+        self._mutex, self._held = threading.RLock(), 0
 
     @classmethod
     def open(cls, root: Path | str, catalog: str | None = None) -> Lake:
@@ -117,6 +120,37 @@ class Lake:
         scan = table.scan(row_filter=_between(TABLES[name].day_column, start, end), snapshot_id=snapshot_id,
                           selected_fields=tuple(columns) if columns else ("*",))
         return scan.to_arrow()
+
+    def read_positions(self, name: str, sources: Sequence[str] | None = None) -> pa.Table:
+        """(source, partition, offset, index) of the rows of some sources (None: all) of a table that has them.
+
+        Files whose range of sources holds none of them are not opened.
+        """
+        names = tuple(f.name for f in POSITION)
+        table = self.table(name)
+        if table.current_snapshot() is None or (sources is not None and not sources):
+            return pa.schema(POSITION).empty_table()
+        only: BooleanExpression = AlwaysTrue() if sources is None else In("source", set(sources))
+        return table.scan(row_filter=only, selected_fields=names).to_arrow()
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """Holds the lake for one writing process of this machine (others wait); it is free again when the process dies.
+
+        A thread that holds it may take it again.
+        """
+        self._mutex.acquire()
+        self._held += 1
+        try:
+            if self._held == 1:
+                self._lock_file = open(self._warehouse.parent / "writer.lock", "wb")  # noqa: PTH123, SIM115
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+            yield
+        finally:
+            self._held -= 1
+            if self._held == 0:
+                self._lock_file.close()
+            self._mutex.release()
 
     def new_path(self, name: str, day: int | None = None) -> str:
         """A path for a new data file of a table (its folder exists); write it, then commit it by a call below."""

@@ -1,0 +1,214 @@
+"""The files of the ``events`` table during one ingest: each event id ends up in exactly one row of the whole table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam_pipelines.io.daybuffer import DayBuffer
+from beam_pipelines.io.lake import Lake, conform
+from schemas.tables import EVENTS
+from transforms.ingest import Mask, Rows, dedupe, whole
+
+MAX_FILES = 4
+_MERGE_ROWS = 4_000_000
+"""A day of more files than MAX_FILES is merged into one, unless it is larger than this."""
+
+Hashes = npt.NDArray[np.int64]
+
+
+@dataclass
+class Written:
+    """What to commit: files to add and to drop, and how many copies lost."""
+
+    add: list[str] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)
+    duplicates: int = 0
+    conflicts: int = 0
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    day: int
+    hashes: Hashes | None  # of a file written now; a stored file's are read when needed
+
+
+class EventFiles:
+    """Takes events by ``add``; ``close`` says which files make the table right."""
+
+    def __init__(self, lake: Lake, budget_bytes: int) -> None:
+        self._lake = lake
+        self._stored: dict[int, list[_File]] = defaultdict(list)
+        for f in lake.files("events"):
+            self._stored[f.day or 0].append(_File(f.path, f.day or 0, None))
+        self._new: dict[int, list[_File]] = defaultdict(list)
+        self._lost: dict[str, list[Rows]] = defaultdict(list)  # rows of a file, stored or new, that lost to another copy
+        self._written = Written()
+        self._lock = Lock()
+        self._days = _EventDays(lake, budget_bytes, self)
+
+    def add(self, events: pa.Table) -> None:
+        """Takes events of any days, with event_hash."""
+        self._days.add(events)
+
+    def close(self) -> Written:
+        """Writes everything and settles copies across days; the files are not yet part of the table."""
+        self._days.close()
+        self._settle_across_days()
+        for day in sorted({*self._new, *(f.day for fs in self._stored.values() for f in fs if f.path in self._lost)}):
+            self._settle_files(day)
+        return self._written
+
+    def discard(self) -> None:
+        """Frees threads and spilled rows."""
+        self._days.discard()
+
+    def write_day(self, day: int, events: pa.Table) -> None:
+        """Writes the events of one day that no earlier copy of that day beats."""
+        keep = np.ones(len(events), bool)
+        within = dedupe(events)
+        keep[within.lost] = False
+        self._count(within.lost, within.conflicts)
+        hashes = whole(events["event_hash"]).to_numpy()
+        earlier = [*self._stored[day], *self._new[day]]
+        if earlier:
+            parts = self._holding(earlier, HashSet(hashes[keep]))
+            if parts:
+                held = [_read(path, rows) for path, rows in parts]
+                known = HashSet(np.concatenate([whole(t["event_hash"]).to_numpy() for t in held]))
+                again = np.flatnonzero(keep & known.contains(hashes))
+                beaten = self._settle(parts, held, _as_stored(events.take(again)))
+                keep[again[beaten]] = False
+        if not keep.all():
+            events = events.take(np.flatnonzero(keep))
+        if len(events):
+            path = self._lake.write_file("events", events, day)
+            self._new[day].append(_File(path, day, whole(events["event_hash"]).to_numpy()))
+
+    def _settle(self, parts: Sequence[tuple[str, Rows]], held: Sequence[pa.Table], new: pa.Table | None = None) -> Rows:
+        """Lets the lowest position win among rows of files and new rows; returns which of the new rows lost."""
+        tables = [*held, *([new] if new is not None else [])]
+        before = np.array([path in self._paths_stored for path, _ in parts] + [False] * (new is not None))
+        stored = np.repeat(before, [len(t) for t in tables])
+        result = dedupe(pa.concat_tables(tables).combine_chunks(), stored)
+        self._count(result.lost, result.conflicts)
+        start = 0
+        for (path, rows), table in zip(parts, held, strict=True):
+            mine = result.lost[(result.lost >= start) & (result.lost < start + len(table))] - start
+            if len(mine):
+                with self._lock:
+                    self._lost[path].append(rows[mine])
+            start += len(table)
+        return result.lost[result.lost >= start] - start
+
+    @property
+    def _paths_stored(self) -> set[str]:
+        return {f.path for files in self._stored.values() for f in files}
+
+    def _settle_across_days(self) -> None:
+        """An event id that occurs in two days (a copy with another time) keeps its lowest position."""
+        new = [f for files in self._new.values() for f in files]
+        if not new:
+            return
+        every = np.sort(np.concatenate([f.hashes[self._alive(f)] for f in new if f.hashes is not None]))
+        shared = [every[1:][every[1:] == every[:-1]]]
+        wanted = HashSet(every)
+        stored = [f for files in self._stored.values() for f in files]
+        with ThreadPoolExecutor(2) as pool:  # the only read that grows with the table: 8 bytes an event
+            for hits in pool.map(lambda f: (h := self._hashes(f))[wanted.contains(h) & self._alive(f)], stored):
+                shared.append(hits)
+        suspects = HashSet(np.concatenate(shared))
+        if not suspects.size:
+            return
+        parts = self._holding([*stored, *new], suspects)
+        self._settle(parts, [_read(path, rows) for path, rows in parts])
+
+    def _settle_files(self, day: int) -> None:
+        """Rewrites files with lost rows, and merges the files of a day that has too many."""
+        out, stored, new = self._written, self._stored[day], self._new[day]
+        files = [*stored, *new]
+        stale = [f for f in files if f.path in self._lost]
+        rows = sum(pq.read_metadata(f.path).num_rows for f in files)
+        if len(files) > MAX_FILES and rows <= _MERGE_ROWS:
+            stale = files
+        left = [t for f in stale if len(t := _read(f.path, np.flatnonzero(self._alive(f))))]
+        if left:
+            if stale is files:
+                left = [pa.concat_tables(left)]
+            out.add += [self._lake.write_file("events", t, day) for t in left]
+        gone = {f.path for f in stale}
+        out.drop += [f.path for f in stored if f.path in gone]
+        out.add += [f.path for f in new if f.path not in gone]
+        for f in new:
+            if f.path in gone:
+                Path(f.path).unlink()
+
+    def _holding(self, files: Sequence[_File], wanted: HashSet) -> list[tuple[str, Rows]]:
+        """The files with a living row of a wanted hash, and those rows."""
+        found = [(f.path, np.flatnonzero(wanted.contains(self._hashes(f)) & self._alive(f))) for f in files]
+        return [(path, rows) for path, rows in found if len(rows)]
+
+    def _alive(self, file: _File) -> Mask:
+        alive = np.ones(pq.read_metadata(file.path).num_rows if file.hashes is None else len(file.hashes), bool)
+        for rows in self._lost.get(file.path, []):
+            alive[rows] = False
+        return alive
+
+    @staticmethod
+    def _hashes(file: _File) -> Hashes:
+        if file.hashes is not None:
+            return file.hashes
+        return whole(pq.read_table(file.path, columns=["event_hash"], partitioning=None)["event_hash"]).to_numpy()
+
+    def _count(self, lost: Rows, conflicts: Mask) -> None:
+        with self._lock:
+            self._written.duplicates += len(lost)
+            self._written.conflicts += int(conflicts.sum())
+
+
+class _EventDays(DayBuffer):
+    def __init__(self, lake: Lake, budget_bytes: int, files: EventFiles) -> None:
+        super().__init__(lake, "events", "occurred_at", budget_bytes)
+        self._files = files
+
+    def write_day(self, day: int, rows: pa.Table) -> None:
+        self._files.write_day(day, rows)
+
+
+class HashSet:
+    """A set of 64-bit hashes: a bit table of their high bits answers most of ``contains``, a binary search the rest."""
+
+    def __init__(self, hashes: Hashes) -> None:
+        self._sorted = np.sort(hashes)
+        self.size = len(hashes)
+        self._shift = np.uint64(64 - min(max(self.size.bit_length() + 3, 10), 28))
+        self._marked = np.zeros(1 << (64 - int(self._shift)), bool)
+        self._marked[hashes.view(np.uint64) >> self._shift] = True
+
+    def contains(self, hashes: Hashes) -> Mask:
+        """Which of n hashes are in the set; shape (n,)."""
+        found = self._marked[hashes.view(np.uint64) >> self._shift]
+        maybe = np.flatnonzero(found)
+        if len(maybe):
+            at = np.minimum(np.searchsorted(self._sorted, hashes[maybe]), self.size - 1)
+            found[maybe] = self._sorted[at] == hashes[maybe]
+        return found
+
+
+def _read(path: str, rows: Rows) -> pa.Table:
+    """Rows of a file in the table's newest columns."""
+    return _as_stored(pq.read_table(path, partitioning=None).take(rows))
+
+
+def _as_stored(events: pa.Table) -> pa.Table:
+    return conform(events, EVENTS.schema).cast(EVENTS.schema)
