@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.inference.topk import exact_top_k
+from transforms.topk import exact_top_k
 
 EXACT_UP_TO = 20_000
 """Catalogues of at most this many items are searched exactly: as fast there, and never wrong."""
@@ -42,19 +42,27 @@ class IndexFormatError(ValueError):
 
 
 class ItemIndex(Protocol):
-    """Items by dot product.
+    """Items by dot product."""
 
-    Attributes:
-      item_ids: n ids; a position is an index into them.
-      vectors: (n, d) float32.
-      model_version: of the model that made the vectors.
-      kind: which implementation.
-    """
+    @property
+    def item_ids(self) -> pa.StringArray:
+        """n ids; a position is an index into them."""
+        ...
 
-    item_ids: pa.StringArray
-    vectors: Matrix
-    model_version: str
-    kind: Kind
+    @property
+    def vectors(self) -> Matrix:
+        """(n, d) float32."""
+        ...
+
+    @property
+    def model_version(self) -> str:
+        """Of the model that made the vectors."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """Which implementation."""
+        ...
 
     def search(self, queries: Matrix, k: int, query_model_version: str) -> tuple[Positions, Matrix]:
         """The k best items of each query, best first.

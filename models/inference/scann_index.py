@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.inference.index import Kind, Matrix, Positions, check_queries, replacing, write_index
-from models.inference.topk import exact_top_k
+from transforms.topk import exact_top_k
 
 TARGET_RECALL = 0.995
 """Calibration searches more leaves until this share of the true top 100 is found."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -30,30 +31,43 @@ def _sift_down(scores: npt.NDArray[np.float32], positions: npt.NDArray[np.int32]
 
 
 @numba.njit(cache=True, nogil=True)
-def _select(matrix: npt.NDArray[np.float32], k: int, positions: npt.NDArray[np.int32],
-            scores: npt.NDArray[np.float32]) -> None:
-    """Per row the k best (score descending, then position ascending), through a heap whose root is the worst kept."""
-    rows, items = matrix.shape
-    for row in range(rows):
-        best, where, size = scores[row], positions[row], 0
-        for item in range(items):
-            value = matrix[row, item]
-            if size < k:
-                best[size], where[size] = value, item
-                size += 1
-                if size == k:
-                    for root in range(k // 2 - 1, -1, -1):
-                        _sift_down(best, where, root, k)
-            elif value > best[0]:
-                best[0], where[0] = value, item
-                _sift_down(best, where, 0, k)
-        if size < k:
+def keep_best(scores: npt.NDArray[np.float32], positions: npt.NDArray[np.int32], size: int, score: float,
+              position: int) -> int:
+    """Offers one item to a list of the best, whose capacity is its length; returns its new size.
+
+    Once full the arrays are a heap whose root is the worst kept: lowest score, then highest position.
+    """
+    if size < len(scores):
+        scores[size], positions[size] = score, position
+        size += 1
+        if size == len(scores):
             for root in range(size // 2 - 1, -1, -1):
-                _sift_down(best, where, root, size)
-        for last in range(size - 1, 0, -1):  # heap sort: the worst goes to the end
-            best[0], best[last] = best[last], best[0]
-            where[0], where[last] = where[last], where[0]
-            _sift_down(best, where, 0, last)
+                _sift_down(scores, positions, root, size)
+    elif size and (score > scores[0] or (score == scores[0] and position < positions[0])):
+        scores[0], positions[0] = score, position
+        _sift_down(scores, positions, 0, size)
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def sort_best(scores: npt.NDArray[np.float32], positions: npt.NDArray[np.int32], size: int) -> None:
+    """Sorts what keep_best kept: score descending, then position ascending."""
+    for root in range(size // 2 - 1, -1, -1):
+        _sift_down(scores, positions, root, size)
+    for last in range(size - 1, 0, -1):  # heap sort: the worst goes to the end
+        scores[0], scores[last] = scores[last], scores[0]
+        positions[0], positions[last] = positions[last], positions[0]
+        _sift_down(scores, positions, 0, last)
+
+
+@numba.njit(cache=True, nogil=True)
+def _select(matrix: npt.NDArray[np.float32], positions: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> None:
+    for row in range(matrix.shape[0]):
+        best, where, size = scores[row], positions[row], 0
+        for item in range(matrix.shape[1]):
+            if size < len(best) or matrix[row, item] > best[0]:
+                size = keep_best(best, where, size, matrix[row, item], item)
+        sort_best(best, where, size)
 
 
 def exact_top_k(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], k: int,
@@ -78,7 +92,7 @@ def exact_top_k(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float3
         for start in range(0, len(queries), step):
             matrix = queries[start : start + step] @ vectors.T
             cuts = np.linspace(0, len(matrix), min(threads, len(matrix)) + 1).astype(int)
-            parts = [(matrix[a:b], k, positions[start + a : start + b], scores[start + a : start + b])
-                     for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+            parts = [(matrix[a:b], positions[start + a : start + b], scores[start + a : start + b])
+                     for a, b in itertools.pairwise(cuts)]
             list(pool.map(lambda part: _select(*part), parts))
     return positions, scores
