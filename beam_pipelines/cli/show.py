@@ -1,0 +1,188 @@
+"""Reads one user or item from the store, as a reader of the store sees it.
+
+  beamrec show user 196          history, features with source and age, the ranked list with a reason for each item
+  beamrec show item 50           catalogue entry, features, the items seen together with it
+  beamrec show user 196 --json   {"user_id", "history", "features", "recommendations"}; recommendations is the answer of
+                                 GET /v1/recommendations, null before the first publish
+
+A user that the store does not know gets the popular items, as over HTTP; an unknown item is an error (exit code 2).
+A feature comes as value, source (batch, or default when it is absent, null or older than its ttl) and age.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from beam_pipelines.errors import UserError
+from beam_pipelines.options import Config, add_common_flags
+from schemas.cells import CellError
+from serving.catalogue import Catalogue
+from serving.profile import FeatureValue, ItemProfile, ListEntry, UserProfile, read_item, read_user
+from serving.read import ListReader, NothingPublishedError, Request
+from serving.responses import Recommendations
+from serving.stores import open_store
+from serving.stores.base import Store, StoreError
+
+SHOWN_ENTRIES, WIDTH = 5, 110
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``show``."""
+    parser.add_argument("kind", choices=("user", "item"), help="what ID names")
+    parser.add_argument("id", metavar="ID", help="a user_id or item_id")
+    parser.add_argument("--items", type=int, default=20, metavar="N", help="how many items to list (default: 20)")
+    parser.add_argument("--surface", default="homepage", help="whose list to show (default: homepage)")
+    parser.add_argument("--all", action="store_true", help="also features that are zero or have no value")
+    add_common_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the profile; raises UserError when there is no store or no such item."""
+    config = Config.from_args(args)
+    if not 1 <= args.items <= 1000:
+        raise UserError(f"--items is a number from 1 to 1000, not {args.items}")
+    try:
+        store = open_store(config.store, create=False)
+    except StoreError as error:
+        raise UserError(f"{error}; 'beamrec run' fills a store, --workspace or --store names another") from error
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    try:
+        if args.kind == "user":
+            document, view = _user(config, store, args)
+        else:
+            document, view = _item(config, store, args)
+    except (StoreError, CellError) as error:
+        raise UserError(f"cannot read {config.store}: {error}") from error
+    finally:
+        store.close()
+    if args.json:
+        print(msgspec.json.encode(document).decode())
+    else:
+        console.print(view)
+    return 0
+
+
+def _user(config: Config, store: Store, args: argparse.Namespace) -> tuple[dict[str, object], RenderableType]:
+    now = config.workspace.now()
+    profile = read_user(store, Catalogue(), args.id, now)
+    reader = ListReader(partial(open_store, config.store, create=False), config.workspace.now)
+    try:
+        answer = reader.recommend(Request(args.id, args.surface, args.items), "show") if args.id else None
+    except NothingPublishedError:
+        answer = None
+    finally:
+        reader.close()
+    document: dict[str, object] = {
+        "user_id": args.id, "history": profile.history, "features": profile.features, "recommendations": answer}
+    title = Text(f"User {args.id}", style="bold")
+    if not profile.known:
+        title.append("  not known to the store: no events before the last features run", style="yellow")
+    return document, Group(title, _history(profile, args.items), _features(profile.features, args.all), _list(answer))
+
+
+def _item(config: Config, store: Store, args: argparse.Namespace) -> tuple[dict[str, object], RenderableType]:
+    profile = read_item(store, Catalogue(), args.id, config.workspace.now())
+    if not profile.known:
+        raise UserError(f"no item {args.id!r} in {config.store}; item ids are those of the imported catalogue or events")
+    entry = profile.catalogue
+    document: dict[str, object] = {
+        "item_id": args.id, "title": entry.title if entry else None, "catalogue": entry, "features": profile.features,
+        "cooccurring": profile.cooccurring}
+    return document, Group(*_item_head(profile), _features(profile.features, args.all), _neighbours(profile, args.items))
+
+
+def _item_head(profile: ItemProfile) -> list[RenderableType]:
+    entry = profile.catalogue
+    lines: list[RenderableType] = [Text(f"Item {profile.item_id}", style="bold")]
+    if entry is None:
+        return [*lines, Text("not in the catalogue", style="yellow")]
+    lines[0] = Text(f"Item {profile.item_id}  {entry.title or ''}", style="bold")
+    facts = [*([", ".join(entry.categories)] if entry.categories else []),
+             *([f"price {entry.price:g}"] if entry.price is not None else []),
+             *(f"{name} {value}" for name, value in sorted(entry.attributes.items()))]
+    return [*lines, Text(" · ".join(facts), style="dim")] if facts else lines
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _history(profile: UserProfile, shown: int) -> RenderableType:
+    if not profile.history:
+        return Text("\nHistory: none\n")
+    table = _table(f"\nHistory (newest first, {min(shown, len(profile.history))} of the last {len(profile.history)})",
+                   "when (UTC)", "item", "title", right=("item",))
+    for item in profile.history[:shown]:
+        table.add_row(_minute(item.at), escape(item.item_id), escape(item.title or ""))
+    return table
+
+
+def _features(features: dict[str, FeatureValue], everything: bool) -> RenderableType:
+    shown = {name: f for name, f in features.items() if everything or (f.source != "default" and f.value not in (0.0, []))}
+    hidden = len(features) - len(shown)
+    title = f"\nFeatures ({len(shown)}" + (f"; {hidden} more are zero or have no value, --all shows them)" if hidden else ")")
+    table = _table(title, "feature", "value", "source", "age", right=("age",))
+    for name, feature in shown.items():
+        table.add_row(name, escape(_value(feature)), feature.source, _age(feature.age_s))
+    return table if shown else Text(title + "\n")
+
+
+def _value(feature: FeatureValue) -> str:
+    if isinstance(feature.value, list):
+        parts = [_entry(e) for e in feature.value[:SHOWN_ENTRIES]]
+        more = len(feature.value) - len(parts)
+        return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
+    if feature.value is None:
+        return "-"
+    return feature.label or f"{feature.value:g}"
+
+
+def _entry(entry: ListEntry) -> str:
+    return entry.id if entry.at else f"{entry.id} {entry.score:.3g}"
+
+
+def _list(answer: Recommendations | None) -> RenderableType:
+    if answer is None:
+        return Text("\nRecommendations: nothing is published yet ('beamrec run' computes and publishes lists)")
+    told = {"list": "own list", "expired_list": "own list, expired", "popular": "popular items: no list of their own"}
+    table = _table(f"\nRecommendations ({told.get(answer.served_from, answer.served_from)}; model {answer.model_version}, made "
+                   f"{_minute(answer.generated_at)} UTC)", "#", "item", "title", "score", "from", "why",
+                   right=("#", "item", "score"))
+    for item in answer.items:
+        table.add_row(str(item.rank), escape(item.item_id), escape(item.metadata.title or ""), f"{item.score:.3f}",
+                      item.rec_source, escape(item.explanation.reason))
+    return table
+
+
+def _neighbours(profile: ItemProfile, shown: int) -> RenderableType:
+    if not profile.cooccurring:
+        return Text("\nSeen together with: nothing yet")
+    table = _table(f"\nSeen together with ({min(shown, len(profile.cooccurring))} of {len(profile.cooccurring)})",
+                   "#", "item", "title", "score", right=("#", "item", "score"))
+    for rank, item in enumerate(profile.cooccurring[:shown], 1):
+        table.add_row(str(rank), escape(item.item_id), escape(item.title or ""), f"{item.score:.3f}")
+    return table
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
