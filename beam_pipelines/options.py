@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from schemas.workspace import Workspace
+from beam_pipelines.errors import UserError
+from schemas.workspace import DAY_MICROS, Workspace
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,23 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--seed", type=int, help="seed of every random choice (default: 7)")
     shared.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     shared.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def parse_as_of(text: str | None, workspace: Workspace) -> int:
+    """The midnight (UTC, microseconds) of a date or time such as 2026-02-01 or 2026-02-01T12:00; None: the clock's.
+
+    Raises:
+      UserError: not a date, or later than the workspace's clock.
+    """
+    now = workspace.now()
+    if text is None:
+        return now // DAY_MICROS * DAY_MICROS
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UserError(f"--as-of is a date like 2026-02-01, not {text!r}") from error
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    as_of = int(moment.timestamp() * 1_000_000) // DAY_MICROS * DAY_MICROS
+    if as_of > now:
+        raise UserError(f"--as-of {text} lies after this workspace's clock, {datetime.fromtimestamp(now // 10**6, UTC):%Y-%m-%d}")
+    return as_of
