@@ -1,0 +1,42 @@
+"""Settings of the two-tower model; nothing here loads TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """Settings of model and training. Defaults were chosen on validation slices of MovieLens 100K, never on test targets.
+
+    Attributes:
+      dim: length of an exported vector; one of its components carries the item bias.
+      hidden: units of each tower's hidden layer.
+      dropout: rate on hidden layers and on the pooled history.
+      learning_rate: of Adam.
+      batch_size: examples per step, which are one another's negatives.
+      epochs: passes over the examples.
+      temperature: divides the cosine of the two vectors; the item bias stays outside.
+      history_dropout: share of a history's items hidden at random in training.
+    """
+
+    dim: int = 64
+    hidden: int = 128
+    dropout: float = 0.2
+    learning_rate: float = 2e-3
+    batch_size: int = 512
+    epochs: int = 10
+    temperature: float = 0.1
+    history_dropout: float = 0.0
+    normalise: bool = True
+    shared: bool = True
+    mask_history: bool = True
+    attention: bool = True
+    user_features: bool = True
+    item_features: bool = True
+    l2: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for manifests and hashes."""
+        return asdict(self)
