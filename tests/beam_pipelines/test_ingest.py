@@ -1,4 +1,4 @@
-"""The lake writer: whatever the order, the chunks, the memory and the repeats, each event is stored once, the lowest position."""
+"""The lake writer: whatever the order, chunks, memory and repeats, each event is stored once, its lowest position."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def test_a_second_time_changes_nothing(lake: Lake) -> None:
 def test_of_copies_that_differ_the_lowest_position_wins(lake: Lake, first: str, days_apart: int) -> None:
     low, high = event("a", 1, DAY, value=1.0), event("a", 2, DAY + days_apart * DAY_MICROS, value=2.0)
     neighbour = event("b", 3, DAY)
-    groups = {"low": [[low], [high, neighbour]], "high": [[high, neighbour], [low]], "together": [[high, neighbour, low]]}[first]
+    groups = {"low": [[low], [high, neighbour]], "high": [[high, neighbour], [low]],
+              "together": [[high, neighbour, low]]}[first]
     counts = [ingest(lake, [table(rows)]) for rows in groups]
     assert [(r["event_id"], r["value"]) for r in stored(lake)] == [("a", 1.0), ("b", None)]
     assert sum(c.conflicts for c in counts) == 1
@@ -117,8 +118,8 @@ def test_equal_hashes_of_different_ids_are_both_kept(lake: Lake, monkeypatch: py
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3), st.integers(0, 2)), max_size=40), st.randoms(use_true_random=False),
-       st.integers(1, 9), st.integers(1, 3), st.booleans())
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3), st.integers(0, 2)), max_size=40),
+       st.randoms(use_true_random=False), st.integers(1, 9), st.integers(1, 3), st.booleans())
 def test_any_order_and_any_chunks_store_the_same(tmp_path_factory: pytest.TempPathFactory, copies: list[tuple[int, int, int]],
                                                  shuffle: random.Random, chunk: int, ingests: int, tight: bool) -> None:
     rows = [event(f"e{e}", offset, DAY + day * DAY_MICROS, value=float(v)) for offset, (e, day, v) in enumerate(copies)]
