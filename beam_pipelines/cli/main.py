@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from beam_pipelines.errors import KeptPrevious, UserError
+from serving.stores import StoreUriError
 
 INTRO = """beamrec turns user events into ranked recommendations.
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser(command).parse_args(words[1:])
         return int(args.run(args) or 0)
-    except UserError as error:
+    except (UserError, StoreUriError) as error:
         print(f"beamrec {command.name}: {error}", file=sys.stderr)
         return 2
     except KeptPrevious as outcome:

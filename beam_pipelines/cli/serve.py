@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     logging.config.dictConfig(log_config())
     logging.getLogger(LOGGER).info("listening", extra={"fields": {"url": f"http://{args.host}:{port}"}})
     Granian("serving.api:create_app", factory=True, address=args.host, port=port, interface=Interfaces.ASGI,
-            workers=args.workers, websockets=False, respawn_failed_workers=True, workers_kill_timeout=10,
+            workers=args.workers, websockets=False, respawn_failed_workers=True, workers_kill_timeout=5,
             log_dictconfig=log_config()).serve()
     return 0
 

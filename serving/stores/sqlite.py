@@ -56,6 +56,8 @@ _PUT_FEATURE = {family: f'INSERT INTO features_{family} VALUES (?, ?, ?, ?) ON C
 class _Connection(sqlite3.Connection):
     """A connection that can be weakly referenced: those of ended threads close by themselves."""
 
+    inode: int
+
 
 class SqliteStore:
     """Implements serving.stores.base.Store on one file.
@@ -96,6 +98,9 @@ class SqliteStore:
             found = self._local.connection = self._connect()
             with self._lock:
                 self._open.add(found)
+        if _inode(self.path) != found.inode:  # else a rebuilt workspace would be read, and written, in its old file
+            self._local = threading.local()
+            raise StoreError(f"{self.path} was moved, removed or replaced; opening it again helps")
         return found
 
     def _connect(self) -> _Connection:
@@ -114,6 +119,7 @@ class SqliteStore:
                 raise StoreError(f"{self.path} has store layout {layout}; this beamrec reads {LAYOUT}")
         except sqlite3.Error as error:
             raise StoreError(f"cannot open {self.path}: {error}") from error
+        connection.inode = _inode(self.path)
         return connection
 
     @staticmethod
@@ -273,6 +279,13 @@ class SqliteStore:
 
 
 _GET_ACTIVE = "SELECT champion, challenger, percent, previous FROM active WHERE surface = ?"
+
+
+def _inode(path: Path) -> int:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _table(family: str) -> str:
