@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -186,17 +186,16 @@ class ListReader:
             self._popular[surface] = _Popular(_Source(recs, active.champion, surface, False), items)
 
     def _from_store(self, store: Store, request: Request, request_id: str) -> Recommendations:
-        sources = self._sources(store, request)
-        consumed = self._consumed(store, request.user_id)
+        hidden = request.exclude | self._consumed(store, request.user_id)
         page: _Page | None = None
-        for source in sources:
-            page = _page(source, request, request.exclude | consumed)
+        for source in self._sources(store, request):
+            page = _page(source, request, hidden)
             if page.positions:
                 break
-        if sources and not (page and page.positions):  # a user who consumed all that is popular still gets an answer
-            page = _page(sources[-1], request, request.exclude)
-        if page is None:
-            raise NothingPublishedError("nothing is published yet")
+        else:
+            if page is None:
+                raise NothingPublishedError("nothing is published yet")
+            page = _page(page.source, request, request.exclude)  # who consumed all that is popular still gets an answer
         recs = page.source.recs
         ids = [i for p in page.positions for i in (recs.item_ids[p], recs.source_item_ids[p]) if i]
         expired = recs.expires_at <= self._now()
@@ -210,12 +209,17 @@ class ListReader:
         page = _page(popular.source, request, request.exclude)
         return _answer(page, popular.items, request_id, "popular_in_memory")
 
-    def _sources(self, store: Store, request: Request) -> list[_Source]:
-        """The lists that may answer, best first: own list of the surface, of the homepage, then the popular ones."""
-        personal: list[_Source] = []
-        popular: list[_Source] = []
+    def _sources(self, store: Store, request: Request) -> Iterator[_Source]:
+        """The lists that may answer, best first: own list of the surface, of the homepage, then the popular ones.
+
+        The list that a cursor came from goes first. Each is read only when it is asked for.
+        """
         cursor = request.cursor
-        for surface in dict.fromkeys((request.surface, HOMEPAGE)):
+        surfaces = list(dict.fromkeys((request.surface, HOMEPAGE)))
+        kinds = [(surface, personal) for personal in (True, False) for surface in surfaces]
+        if cursor is not None:
+            kinds.sort(key=lambda kind: kind != (cursor.surface, cursor.personal))
+        for surface, personal in kinds:
             active = self._pointers.get(store, surface)
             if active is None:
                 continue
@@ -223,14 +227,13 @@ class ListReader:
             if cursor is not None and cursor.surface == surface and cursor.version in (
                     active.champion, active.challenger, active.previous):
                 version = cursor.version  # later pages of a list that was flipped away since its first page
-            keys = [list_key(request.user_id, surface), list_key(ANYONE, surface)]
-            for own, cell in zip((True, False), store.read_lists(keys, version), strict=True):
-                if cell is not None:
-                    (personal if own else popular).append(_Source(decode_recs(cell.value), version, surface, own))
-        sources = personal + popular
-        if cursor is not None:  # the list that the first page came from goes first, where it still exists
-            sources.sort(key=lambda s: (s.surface, s.personal) != (cursor.surface, cursor.personal))
-        return sources
+            cell = store.read_lists([list_key(request.user_id if personal else ANYONE, surface)], version)[0]
+            if cell is None:
+                continue
+            try:
+                yield _Source(decode_recs(cell.value), version, surface, personal)
+            except CellError as error:
+                self._tell("unreadable cell", {"detail": str(error)})
 
     @staticmethod
     def _consumed(store: Store, user_id: str) -> Set[str]:
