@@ -42,6 +42,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def lists(self) -> Path:
+        """One manifest per version of ranked lists, written when the version is complete."""
+        return self.root / "lists"
+
+    @property
     def scratch(self) -> Path:
         """Files that may be deleted whenever nothing runs."""
         return self.root / "scratch"

@@ -1,0 +1,61 @@
+"""Writes every user's ranked list under a shadow version; nobody reads it before 'beamrec publish VERSION'.
+
+  beamrec recommend                        as of the workspace clock's midnight, with the newest model
+  beamrec recommend --as-of 1998-04-23 --model VERSION
+
+User vectors come from the model's user tower, candidates from the item index, item co-occurrence and popularity. What a
+user has consumed and what is no longer active is left out; every item says why it is there. Unknown users get the popular
+items. The version's name follows from the content of its inputs: the same inputs give the same version, and a version that
+is complete is not written again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from beam_pipelines.cli.main import print_json
+from beam_pipelines.errors import UserError
+from beam_pipelines.options import Config, add_common_flags, parse_as_of
+from transforms.candidates import Blend
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``recommend``."""
+    blend = Blend()
+    parser.add_argument("--as-of", metavar="TIME", help="of the feature snapshot (default: the workspace clock's midnight)")
+    parser.add_argument("--model", metavar="VERSION", help="model version (default: the newest)")
+    parser.add_argument("--surface", default="homepage", help="where the lists are shown (default: homepage)")
+    parser.add_argument("--length", type=int, default=blend.list_length, metavar="N",
+                        help=f"items per list (default: {blend.list_length})")
+    parser.add_argument("--ttl-days", type=float, default=7.0, metavar="DAYS", help="lists expire after (default: 7)")
+    parser.add_argument("--item-cf", type=float, default=blend.item_cf, metavar="W",
+                        help=f"weight of item co-occurrence beside the two-tower's 1 (default: {blend.item_cf})")
+    parser.add_argument("--popularity", type=float, default=blend.popularity, metavar="W",
+                        help=f"weight of popularity (default: {blend.popularity})")
+    add_common_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the lists and prints the version."""
+    config = Config.from_args(args)
+    if not 1 <= args.length <= 1000:
+        raise UserError(f"--length is a number from 1 to 1000, not {args.length}")
+    if args.ttl_days <= 0 or args.item_cf < 0 or args.popularity < 0:
+        raise UserError("--ttl-days must be positive, --item-cf and --popularity not negative")
+    as_of = parse_as_of(args.as_of, config.workspace)
+    from beam_pipelines.jobs import recommend
+
+    blend = Blend(list_length=args.length, item_cf=args.item_cf, popularity=args.popularity)
+    report = recommend.run(config, as_of, args.model, recommend.RecommendSettings(args.surface, args.ttl_days, blend))
+    if args.json:
+        print_json({**dataclasses.asdict(report), "users_per_s": report.users / max(report.seconds, 1e-9)})
+        return 0
+    if report.reused:
+        print(f"version {report.version} is complete already: {report.users:,} lists")
+    else:
+        recall = "not measured" if report.recall is None else f"{report.recall:.3f}"
+        print(f"version {report.version}: {report.users:,} lists in {report.seconds:.1f} s, {report.without_vector:,} by "
+              f"popularity alone; model {report.model_version}, retrieval recall {recall}")
+    print(f"next: beamrec publish {report.version}")
+    return 0

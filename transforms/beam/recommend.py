@@ -1,0 +1,165 @@
+"""User snapshots -> user vectors -> ranked, packed lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import KeyedModelHandler, ModelHandler, RunInference
+from apache_beam.utils.shared import Shared
+
+from schemas import metric_names
+from schemas.cells import encode_recs_many
+from schemas.keys import hash64_column, list_key
+from transforms.candidates import Blend, Catalogue, Lists, Ranker, Users, fetch_classes, users_of
+from transforms.topk import exact_top_k
+
+LISTS_SCHEMA = pa.schema([pa.field("row", pa.string()), pa.field("value", pa.binary())])
+"""What ``Recommend`` emits: row key (schemas.keys.list_key) and packed list (schemas.cells.RankedList)."""
+
+_SAMPLED = 64  # one user in so many is compared with brute force
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A loaded catalogue and its index: ``search(queries (n, d), k) -> (positions (n, k), scores (n, k))``."""
+
+    catalogue: Catalogue
+    search: Callable[[npt.NDArray[np.float32], int], tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]]
+    exact: bool
+
+
+class RetrievalSource(Protocol):
+    """Where a worker loads the retrieval from; travels to the workers, so it holds paths only."""
+
+    def open(self) -> Retrieval:
+        """Loads it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What every list of a run carries; times in microseconds since 1970, UTC."""
+
+    surface: str
+    model_version: str
+    generated_at: int
+    expires_at: int
+
+
+@dataclass(eq=False)
+class Recommend(beam.PTransform):  # type: ignore[misc]
+    """RecordBatches of user snapshots (schemas.tables.USER_SNAPSHOTS) -> RecordBatches of LISTS_SCHEMA, one row per user.
+
+    Attributes:
+      handler: RecordBatch of users -> RecordBatch(user_id, vector fixed_size_list<float32>), rows in the same order.
+      retrieval: catalogue and index, loaded once per process.
+      blend: how candidates are found and scored.
+      stamp: of every list.
+    """
+
+    handler: ModelHandler
+    retrieval: RetrievalSource
+    blend: Blend
+    stamp: Stamp
+
+    def expand(self, users: beam.PCollection) -> beam.PCollection:
+        """See the class."""
+        return (users
+                | "Keep users beside their vectors" >> beam.Map(_beside_itself)
+                | "User vectors" >> RunInference(KeyedModelHandler(self.handler))
+                | "Rank and explain" >> beam.ParDo(_RankUsers(self.retrieval, self.blend, self.stamp, Shared())))
+
+
+def _beside_itself(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    return batch, batch
+
+
+class _RankUsers(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, source: RetrievalSource, blend: Blend, stamp: Stamp, shared: Shared) -> None:
+        self._source, self._blend, self._stamp, self._shared = source, blend, stamp, shared
+        self._without = Metrics.counter(metric_names.NAMESPACE, metric_names.USERS_WITHOUT_VECTOR)
+        self._wanted = Metrics.counter(metric_names.NAMESPACE, metric_names.RETRIEVAL_WANTED)
+        self._found = Metrics.counter(metric_names.NAMESPACE, metric_names.RETRIEVAL_FOUND)
+
+    def setup(self) -> None:
+        self._retrieval = self._shared.acquire(self._source.open)
+        self._ranker = Ranker(self._retrieval.catalogue, self._blend)
+
+    def process(self, element: tuple[pa.RecordBatch, pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        snapshot, predicted = element
+        catalogue = self._retrieval.catalogue
+        vectors, usable = vectors_of(predicted, catalogue.vectors.shape[1])
+        users = users_of(snapshot, catalogue, self._blend)
+        usable &= np.diff(users.history_offsets) > 0  # a tower's answer to an empty history is no taste
+        self._without.inc(int((~usable).sum()))
+        for rows, k in fetch_classes(users, catalogue, self._blend):
+            some = users.take(rows)
+            found, dots = search_usable(self._retrieval, vectors[rows], usable[rows], k)
+            lists = self._ranker.rank(some, vectors[rows], usable[rows], found, dots)
+            if not self._retrieval.exact:
+                self._compare(some, vectors[rows], usable[rows], found)
+            yield pack(some.user_ids, lists, catalogue, self._stamp)
+
+    def _compare(self, users: Users, vectors: npt.NDArray[np.float32], usable: npt.NDArray[np.bool_],
+                 found: npt.NDArray[np.int32]) -> None:
+        sample = np.flatnonzero(usable & (hash64_column(users.user_ids) % np.uint64(_SAMPLED) == 0))
+        wanted, hits = retrieval_hits(self._retrieval.catalogue, users.take(sample), vectors[sample], found[sample],
+                                      self._blend.list_length)
+        self._wanted.inc(wanted)
+        self._found.inc(hits)
+
+
+def vectors_of(predicted: pa.RecordBatch, dimensions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """((n, d) vectors, (n,) whether each is present, finite and not zero)."""
+    column = predicted.column("vector")
+    if column.type.list_size != dimensions:
+        raise ValueError(f"user vectors of {column.type.list_size} dimensions do not fit items of {dimensions}")
+    flat = column.values.slice(column.offset * dimensions, len(column) * dimensions)
+    vectors = np.ascontiguousarray(flat.to_numpy(zero_copy_only=False).reshape(-1, dimensions), np.float32)
+    usable = column.is_valid().to_numpy(zero_copy_only=False) & np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+    return vectors, usable
+
+
+def search_usable(retrieval: Retrieval, vectors: npt.NDArray[np.float32], usable: npt.NDArray[np.bool_],
+                  k: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """The index's answer for the rows that have a vector; -1 and -inf in the others."""
+    if usable.all():
+        return retrieval.search(vectors, k)
+    found = np.full((len(vectors), k), -1, np.int32)
+    dots = np.full((len(vectors), k), -np.inf, np.float32)
+    if usable.any():
+        found[usable], dots[usable] = retrieval.search(vectors[usable], k)
+    return found, dots
+
+
+def retrieval_hits(catalogue: Catalogue, users: Users, vectors: npt.NDArray[np.float32], found: npt.NDArray[np.int32],
+                   length: int) -> tuple[int, int]:
+    """(true best items, how many of them were found) where the true ones are each user's ``length`` items of highest dot
+    product that are active and not consumed, by brute force."""
+    wanted = hits = 0
+    consumed = np.diff(users.consumed_offsets)
+    reach = min(len(catalogue.vectors), length + int(consumed.max(initial=0)))
+    allowed = np.flatnonzero(catalogue.active[: len(catalogue.vectors)]).astype(np.int32)
+    truth, _ = exact_top_k(vectors, catalogue.vectors[allowed], reach)
+    for row in range(len(vectors)):
+        done = users.consumed[users.consumed_offsets[row] : users.consumed_offsets[row + 1]]
+        best = allowed[truth[row][truth[row] >= 0]]
+        best = best[~np.isin(best, done)][:length]
+        wanted += len(best)
+        hits += int(np.isin(best, found[row]).sum())
+    return wanted, hits
+
+
+def pack(user_ids: pa.StringArray, lists: Lists, catalogue: Catalogue, stamp: Stamp) -> pa.RecordBatch:
+    """Lists as rows of the store."""
+    cells = encode_recs_many(catalogue.item_ids, lists.counts, lists.positions, lists.scores, lists.sources, lists.reasons,
+                             lists.because, stamp.model_version, stamp.generated_at, stamp.expires_at)
+    rows: list[Any] = [list_key(user, stamp.surface) for user in user_ids.to_pylist()]
+    return pa.record_batch([pa.array(rows, pa.string()), pa.array(cells, pa.binary())], schema=LISTS_SCHEMA)

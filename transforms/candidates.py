@@ -1,0 +1,409 @@
+"""From user vectors and histories to ranked lists, columnar: candidates, blended score, exclusion, reasons.
+
+For each user and item: score = t + item_cf * c / max c + popularity * p, where
+- t is the two-tower's dot product, scaled per user so that the best candidate is 1 and the last place of a list is 0 (never
+  under ``floor``; 0 for a user without a vector);
+- c is the item-CF sum over the user's last items h of weight(h) * cooccurrence(h, item), the weight decaying by half every
+  ``half_life`` items of history;
+- p is log(1 + popularity), divided by its maximum.
+A user without vector and history is ranked by p alone. A list is filled by popularity until it is full or the catalogue ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.cells import REASONS, SOURCES
+from transforms.topk import keep_best, sort_best
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+
+_TWO_TOWER, _ITEM_CF, _POPULAR = (SOURCES.index(n) for n in ("two_tower", "item_cf", "popular"))
+_BECAUSE, _TASTE, _IS_POPULAR = (REASONS.index(n) for n in ("because_you_watched", "similar_taste", "popular"))
+
+
+_ARRAYS = ("active", "popularity", "by_popularity", "offsets", "neighbours", "strengths")
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How candidates are found and scored.
+
+    Attributes:
+      list_length: items per list.
+      item_cf, popularity: weights beside the two-tower's 1.
+      history: last items that item-CF starts from.
+      neighbours: co-occurring items of each.
+      half_life: in items of history.
+      item_cf_candidates, popular_candidates: at most so many enter from these sources.
+      floor: of the scaled two-tower score.
+    """
+
+    list_length: int = 100
+    item_cf: float = 0.5
+    popularity: float = 0.05
+    history: int = 20
+    neighbours: int = 50
+    half_life: float = 10.0
+    item_cf_candidates: int = 100
+    popular_candidates: int = 20
+    floor: float = -0.5
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every item by position; the first n are the index's, in its order.
+
+    Attributes:
+      item_ids: m ids.
+      vectors: (n, d), n <= m.
+      active: (m,) bool.
+      popularity: (m,) in [0, 1], see the module's formula.
+      by_popularity: positions of active items, most popular first, ties by position.
+      offsets, neighbours, strengths: co-occurring items of position i are neighbours[offsets[i]:offsets[i + 1]].
+    """
+
+    item_ids: pa.StringArray
+    vectors: F32
+    active: npt.NDArray[np.bool_]
+    popularity: F32
+    by_popularity: I32
+    offsets: I64
+    neighbours: I32
+    strengths: F32
+
+
+@dataclass(frozen=True)
+class Users:
+    """A batch of n users. ``history`` and ``consumed`` are positions, newest first: user i's at offsets[i]:offsets[i + 1]."""
+
+    user_ids: pa.StringArray
+    history_offsets: I64
+    history: I32
+    history_weights: F32
+    consumed_offsets: I64
+    consumed: I32
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Users:
+        """These users, in this order."""
+        history = _rows_of(self.history_offsets, rows)
+        consumed = _rows_of(self.consumed_offsets, rows)
+        return Users(self.user_ids.take(pa.array(rows)), _offsets(np.diff(self.history_offsets)[rows]), self.history[history],
+                     self.history_weights[history], _offsets(np.diff(self.consumed_offsets)[rows]), self.consumed[consumed])
+
+
+@dataclass(frozen=True)
+class Lists:
+    """n ranked lists of at most L items, best first.
+
+    Attributes:
+      counts: (n,) items in each list.
+      positions, scores: (n, L); -1 and 0 behind the end.
+      sources, reasons: (n, L) codes of schemas.cells.
+      because: (n, L) position of the history item behind ``because_you_watched``, else -1.
+    """
+
+    counts: I32
+    positions: I32
+    scores: F32
+    sources: U8
+    reasons: U8
+    because: I32
+
+
+def make_catalogue(index_ids: pa.StringArray, vectors: F32, snapshot: pa.Table, items: pa.Table,
+                   popularity: str = "popularity_30d") -> Catalogue:
+    """Joins the index's items, an item snapshot (item_id, ``popularity``, cooccurring_items) and the catalogue (item_id,
+    is_active). An item that the catalogue does not know is active: events came before its upsert."""
+    named = [chunk.cast(pa.string()) for table in (snapshot, items) for chunk in table["item_id"].chunks]
+    known = pa.concat_arrays([index_ids, *named]).unique()
+    rest = known.slice(len(index_ids))  # unique keeps first occurrences, so the index's items come first
+    ids = pa.concat_arrays([index_ids, rest.take(pc.array_sort_indices(rest))])  # the order of the rows must not matter
+    count = len(ids)
+    active = np.ones(count, bool)
+    active[_positions(items["item_id"], ids)] = items["is_active"].to_numpy()
+    at = _positions(snapshot["item_id"], ids)
+    weight = np.zeros(count, np.float64)
+    weight[at] = np.nan_to_num(snapshot[popularity].to_numpy())
+    logs = np.log1p(np.maximum(weight, 0))
+    share = (logs / max(float(logs.max(initial=0)), 1e-12)).astype(np.float32)
+    order = np.argsort(-share, kind="stable").astype(np.int32)
+    offsets, neighbours, strengths = _neighbours(snapshot["cooccurring_items"], at, ids)
+    return Catalogue(ids, np.ascontiguousarray(vectors, np.float32), active, share, order[active[order]], offsets, neighbours,
+                     strengths)
+
+
+def save_catalogue(catalogue: Catalogue, folder: Path) -> None:
+    """Writes everything but the vectors, which the index holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "arrays.npz", **{name: getattr(catalogue, name) for name in _ARRAYS})
+    table = pa.table({"item_id": catalogue.item_ids})
+    with pa.OSFile(str(folder / "ids.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def load_catalogue(folder: Path, index_ids: pa.StringArray, vectors: F32) -> Catalogue:
+    """Reads what save_catalogue wrote; raises ValueError when it was made for another index."""
+    with pa.memory_map(str(folder / "ids.arrow")) as source:
+        item_ids = pa.concat_arrays(pa.ipc.open_file(source).read_all()["item_id"].chunks)
+    if not item_ids.slice(0, len(index_ids)).equals(index_ids):
+        raise ValueError("the catalogue was made for another index")
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        return Catalogue(item_ids, vectors, **{name: arrays[name] for name in _ARRAYS})
+
+
+def _positions(ids: pa.ChunkedArray | pa.Array, catalogue: pa.StringArray) -> I32:
+    """Position of each id, -1 for one that is not there."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    found = pc.index_in(ids.cast(pa.string()), catalogue)
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+
+
+def _ragged(column: pa.ChunkedArray | pa.StructArray) -> tuple[I64, pa.Array, F32]:
+    """(lengths per row, ids, scores) of a snapshot's list column; a null row is empty."""
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    ids, scores = pc.struct_field(column, "ids"), pc.struct_field(column, "scores")
+    lengths = pc.fill_null(pc.list_value_length(ids), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    flat = pc.list_flatten(scores).to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return lengths, pc.list_flatten(ids), flat
+
+
+def _neighbours(column: pa.ChunkedArray, at: I32, ids: pa.StringArray) -> tuple[I64, I32, F32]:
+    lengths, names, scores = _ragged(column)
+    owner = np.repeat(at, lengths)
+    found = _positions(names, ids)
+    keep = (found >= 0) & (owner >= 0)
+    owner, found, scores = owner[keep], found[keep], scores[keep]
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=len(ids))
+    return _offsets(counts), found[order], scores[order]
+
+
+def _offsets(lengths: npt.NDArray[Any]) -> I64:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _rows_of(offsets: I64, rows: npt.NDArray[np.integer]) -> I64:
+    """Positions of the values of some rows of a ragged column, row after row."""
+    lengths = np.diff(offsets)[rows]
+    starts = _offsets(lengths)[:-1]
+    return np.arange(int(lengths.sum())) - np.repeat(starts - offsets[:-1][rows], lengths)
+
+
+def users_of(batch: pa.RecordBatch, catalogue: Catalogue, blend: Blend) -> Users:
+    """The users of a snapshot batch (user_id, last_items, consumed_items); items outside the catalogue are left out."""
+    lengths, names, weights = _ragged(batch.column("last_items"))
+    rank = np.arange(len(names)) - np.repeat(_offsets(lengths)[:-1], lengths)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    head = np.flatnonzero(rank < blend.history)
+    found = _positions(names.take(pa.array(head)), catalogue.item_ids)
+    kept = found >= 0
+    weights = weights[head] * np.exp2(-rank[head] / blend.half_life).astype(np.float32)
+    consumed_lengths, consumed_names, _ = _ragged(batch.column("consumed_items"))
+    consumed = _positions(consumed_names, catalogue.item_ids)  # -1 (unknown) is skipped by the kernel
+    return Users(batch.column("user_id").cast(pa.string()), _offsets(np.bincount(owner[head][kept], minlength=len(lengths))),
+                 found[kept], weights[kept], _offsets(consumed_lengths), consumed)
+
+
+def fetch_classes(users: Users, catalogue: Catalogue, blend: Blend) -> list[tuple[I64, int]]:
+    """(rows, k) groups of users by how many items the index must return so that a list can be filled.
+
+    k covers the list, what the user has consumed, and the share of inactive items; it grows by steps so that one user with
+    a long history does not make a whole batch slow.
+    """
+    consumed = np.diff(users.consumed_offsets)
+    share = max(0.05, float(catalogue.active[: len(catalogue.vectors)].mean()))
+    groups, low = [], -1
+    for extra in (60, 240, 960, max(961, int(consumed.max(initial=0)))):
+        rows = np.flatnonzero((consumed > low) & (consumed <= extra))
+        low = extra
+        if len(rows):
+            k = int((blend.list_length + min(extra, int(consumed[rows].max()) + 10)) / share)
+            groups.append((rows, min(k, len(catalogue.vectors))))
+    return groups
+
+
+class _Scratch:
+    """Per-item working memory of one thread; marks are tags, so nothing is cleared between users."""
+
+    def __init__(self, items: int) -> None:
+        self.tag = np.zeros(1, np.int64)
+        self.seen = np.zeros(items, np.int64)
+        self.taken = np.zeros(items, np.int64)
+        self.touched_tag = np.zeros(items, np.int64)
+        self.touched = np.zeros(items, np.int32)
+        self.sums = np.zeros(items, np.float32)
+        self.best = np.zeros(items, np.float32)
+        self.because = np.zeros(items, np.int32)
+
+
+class Ranker:
+    """Ranks batches of users; keeps its working memory between batches. Not for use by several threads at once."""
+
+    def __init__(self, catalogue: Catalogue, blend: Blend, threads: int = 2) -> None:
+        self._catalogue, self._blend = catalogue, blend
+        self._scratch = [_Scratch(len(catalogue.item_ids)) for _ in range(threads)]
+
+    def rank(self, users: Users, vectors: F32, has_vector: npt.NDArray[np.bool_], found: I32, dots: F32) -> Lists:
+        """Ranked lists.
+
+        Args:
+          users: n users.
+          vectors: (n, d); rows where ``has_vector`` is False are not read.
+          found, dots: (n, k) the index's answer, -1 where it found fewer.
+        """
+        count, length = len(users.user_ids), self._blend.list_length
+        lists = Lists(np.zeros(count, np.int32), np.full((count, length), -1, np.int32), np.zeros((count, length), np.float32),
+                      np.zeros((count, length), np.uint8), np.zeros((count, length), np.uint8),
+                      np.full((count, length), -1, np.int32))
+        cuts = np.linspace(0, count, len(self._scratch) + 1).astype(int)
+        parts = list(zip(itertools.pairwise(cuts), self._scratch, strict=True))
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(lambda part: self._rank_part(users, vectors, has_vector, found, dots, lists, *part), parts))
+        return lists
+
+    def _rank_part(self, users: Users, vectors: F32, has_vector: npt.NDArray[np.bool_], found: I32, dots: F32, lists: Lists,
+                   span: tuple[int, int], scratch: _Scratch) -> None:
+        c, b, s = self._catalogue, self._blend, scratch
+        _rank(span[0], span[1], users.history_offsets, users.history, users.history_weights, users.consumed_offsets,
+              users.consumed, vectors, has_vector, found, dots, c.vectors, c.active, c.popularity, c.by_popularity, c.offsets,
+              c.neighbours, c.strengths, b.item_cf, b.popularity, b.neighbours, b.item_cf_candidates, b.popular_candidates,
+              b.floor, s.tag, s.seen, s.taken, s.touched_tag, s.touched, s.sums, s.best, s.because, lists.counts,
+              lists.positions, lists.scores, lists.sources, lists.reasons, lists.because)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _dot(a: F32, b: F32) -> np.float32:
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weights: F32, consumed_offsets: I64,
+          consumed: I32, vectors: F32, has_vector: npt.NDArray[np.bool_], found: I32, dots: F32, item_vectors: F32,
+          active: npt.NDArray[np.bool_], popularity: F32, by_popularity: I32, offsets: I64, neighbours: I32, strengths: F32,
+          cf_weight: float, popularity_weight: float, max_neighbours: int, cf_candidates: int, popular_candidates: int,
+          floor: float, tags: I64, seen: I64, taken: I64, touched_tag: I64, touched: I32, sums: F32, best: F32,
+          because: I32, out_counts: I32, out_positions: I32, out_scores: F32, out_sources: U8, out_reasons: U8,
+          out_because: I32) -> None:
+    length = out_positions.shape[1]
+    room = found.shape[1] + cf_candidates + max(popular_candidates, length)
+    candidates, raw = np.empty(room, np.int32), np.empty(room, np.float32)
+    cf_scores, cf_positions = np.empty(cf_candidates, np.float32), np.empty(cf_candidates, np.int32)
+    for user in range(first, end):
+        tags[0] += 1
+        tag = tags[0]
+        with_vector = has_vector[user]
+        for j in range(consumed_offsets[user], consumed_offsets[user + 1]):
+            if consumed[j] >= 0:
+                seen[consumed[j]] = tag
+
+        touched_count, cf_max = 0, np.float32(0)
+        for j in range(history_offsets[user], history_offsets[user + 1]):
+            start = offsets[history[j]]
+            for e in range(start, min(offsets[history[j] + 1], start + max_neighbours)):
+                item = neighbours[e]
+                if seen[item] == tag or not active[item]:
+                    continue
+                share = history_weights[j] * strengths[e]
+                if touched_tag[item] != tag:
+                    touched_tag[item] = tag
+                    touched[touched_count] = item
+                    touched_count += 1
+                    sums[item], best[item], because[item] = 0, 0, -1
+                sums[item] += share
+                if share > best[item]:
+                    best[item], because[item] = share, history[j]
+                cf_max = max(cf_max, sums[item])
+
+        count = 0
+        highest, lowest = np.float32(0), np.float32(0)
+        if with_vector:
+            for j in range(found.shape[1]):
+                item = found[user, j]
+                if item < 0 or seen[item] == tag or not active[item]:
+                    continue
+                taken[item] = tag
+                candidates[count], raw[count] = item, dots[user, j]
+                if count == 0:
+                    highest = dots[user, j]
+                if count < length:
+                    lowest = dots[user, j]
+                count += 1
+        retrieved = count
+        cf_count = 0
+        if cf_max > 0:
+            for j in range(touched_count):
+                cf_count = keep_best(cf_scores, cf_positions, cf_count, sums[touched[j]], touched[j])
+        for j in range(cf_count):
+            item = cf_positions[j]
+            if taken[item] != tag:
+                taken[item] = tag
+                candidates[count] = item
+                count += 1
+        wanted = count + popular_candidates if with_vector or cf_count else length
+        for j in range(len(by_popularity)):
+            if count >= max(wanted, length):
+                break
+            item = by_popularity[j]
+            if seen[item] != tag and taken[item] != tag:
+                taken[item] = tag
+                candidates[count] = item
+                count += 1
+
+        scale = np.float32(1) / (highest - lowest) if highest > lowest else np.float32(0)
+        scores, positions, size = out_scores[user], out_positions[user], 0
+        for j in range(count):
+            item = candidates[j]
+            tower = _tower(j, retrieved, item, with_vector, raw, vectors[user], item_vectors, lowest, scale, floor)
+            cf = cf_weight * sums[item] / cf_max if cf_max > 0 and touched_tag[item] == tag else np.float32(0)
+            total = tower + cf + popularity_weight * popularity[item]
+            if not with_vector and cf_max == 0:
+                total = popularity[item]
+            size = keep_best(scores, positions, size, np.float32(total), item)
+        sort_best(scores, positions, size)
+        out_counts[user] = size
+        for j in range(size):
+            item = positions[j]
+            cf = cf_weight * sums[item] / cf_max if cf_max > 0 and touched_tag[item] == tag else np.float32(0)
+            popular = popularity_weight * popularity[item]
+            tower = scores[j] - cf - popular
+            if cf > 0:
+                out_reasons[user, j], out_because[user, j] = _BECAUSE, because[item]
+                out_sources[user, j] = _TWO_TOWER if with_vector and tower >= cf else _ITEM_CF
+            elif with_vector and tower > 0:
+                out_reasons[user, j], out_sources[user, j] = _TASTE, _TWO_TOWER
+            else:
+                out_reasons[user, j], out_sources[user, j] = _IS_POPULAR, _POPULAR
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _tower(j: int, retrieved: int, item: int, with_vector: bool, raw: F32, vector: F32, item_vectors: F32, lowest: float,
+           scale: float, floor: float) -> np.float32:
+    if not with_vector:
+        return np.float32(0)
+    if j < retrieved:
+        dot = raw[j]
+    elif item < len(item_vectors):
+        dot = _dot(vector, item_vectors[item])
+    else:
+        return np.float32(floor)
+    return max(np.float32(floor), (dot - lowest) * scale)
+
