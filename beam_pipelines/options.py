@@ -87,5 +87,6 @@ def parse_as_of(text: str | None, workspace: Workspace) -> int:
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     as_of = int(moment.timestamp() * 1_000_000) // DAY_MICROS * DAY_MICROS
     if as_of > now:
-        raise UserError(f"--as-of {text} lies after this workspace's clock, {datetime.fromtimestamp(now // 10**6, UTC):%Y-%m-%d}")
+        today = datetime.fromtimestamp(now // 1_000_000, UTC)
+        raise UserError(f"--as-of {text} lies after this workspace's clock, {today:%Y-%m-%d}")
     return as_of
