@@ -59,8 +59,9 @@ class File:
         return cls(path, path.relative_to(root).as_posix().removesuffix(".gz"))
 
 
-def read_blocks(file: File, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+def read_blocks(file: File, block_bytes: int | None = None) -> Iterator[Block]:
     """Yields the file's lines in order; one that ends early (a torn .gz) says so in its last block."""
+    block_bytes = block_bytes or BLOCK_BYTES
     carry, number, broken = b"", 1, ""
     chunks = _chunks(file.path)
     while True:

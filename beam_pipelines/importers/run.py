@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from beam_pipelines.importers.dataset import Dataset, bare_rows
 from beam_pipelines.importers.lines import File
-from beam_pipelines.io.ingest import Captured, IngestCounts, ingest, upsert_items, upsert_users
+from beam_pipelines.io.ingest import BUDGET_BYTES, Captured, IngestCounts, ingest, upsert_items, upsert_users
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.options import Config
 from beam_pipelines.progress import Stage
@@ -45,7 +45,7 @@ def run(config: Config, dataset: Dataset) -> ImportReport:
     """Imports a data set; again, it changes nothing. Then the workspace clock stands at the midnight after its last event."""
     lake = Lake.open(config.lake, config.catalog)
     with Stage(f"import {dataset.name}", total=sum(f.path.stat().st_size for f in dataset.files), quiet=config.quiet) as stage:
-        counts = ingest(lake, _ahead(_reporting(dataset, stage)), sources=dataset.sources)
+        counts = ingest(lake, _ahead(_reporting(dataset, stage)), sources=dataset.sources, budget_bytes=BUDGET_BYTES)
         items = _upsert(lake, dataset.items(), dataset.seen_items, "item")
         users = _upsert(lake, dataset.users(), dataset.seen_users, "user")
     if counts.last_event is not None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from beam_pipelines.io.lake import Lake
+from beam_pipelines.io.lake import Lake, conform
+from schemas.tables import TABLES
 from transforms.ingest import days_of, whole
 
 _WORKERS = 2
@@ -29,6 +30,7 @@ class DayBuffer:
 
     def __init__(self, lake: Lake, name: str, time_column: str, budget_bytes: int) -> None:
         self.lake, self.name = lake, name
+        self._schema = TABLES[name].schema
         self._time_column, self._budget = time_column, budget_bytes
         self._pending: dict[int, list[pa.Table]] = defaultdict(list)
         self._bytes = 0
@@ -77,7 +79,7 @@ class DayBuffer:
     def _finish_day(self, day: int, parts: list[pa.Table]) -> None:
         tables = [*self._spilled(day), *parts]
         if tables:
-            self.write_day(day, _joined(tables))
+            self.write_day(day, _joined(tables, self._schema))
 
     def _wait(self) -> None:
         for future in self._writing:
@@ -97,7 +99,7 @@ class DayBuffer:
             self._spill(small)
 
     def _write_parts(self, day: int, parts: list[pa.Table]) -> None:
-        self.write_day(day, _joined(parts))
+        self.write_day(day, _joined(parts, self._schema))
 
     def _spill(self, days: dict[int, list[pa.Table]]) -> None:
         if self._folder is None:
@@ -107,7 +109,8 @@ class DayBuffer:
         writer, count = None, 0
         with pa.OSFile(str(path), "wb") as sink:
             for day, parts in days.items():
-                rows = _plain(_joined(parts))  # one Arrow file holds one dictionary a column: spell the strings out
+                # One Arrow file holds one dictionary a column: spell the strings out.
+                rows = _plain(_joined(parts, self._schema))
                 if writer is None:
                     writer = pa.ipc.new_file(sink, rows.schema)
                 for batch in rows.combine_chunks().to_batches():
@@ -130,8 +133,8 @@ def _plain(rows: pa.Table) -> pa.Table:
     return rows.cast(pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in rows.schema]))
 
 
-def _joined(parts: list[pa.Table]) -> pa.Table:
-    """One table of all parts; where their encodings differ, strings are spelled out."""
+def _joined(parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
+    """One table of all parts, each column in the encoding that pays."""
     if any(not p.schema.equals(parts[0].schema) for p in parts):
         parts = [_plain(p) for p in parts]
-    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+    return conform(pa.concat_tables(parts), schema).combine_chunks()

@@ -23,7 +23,7 @@ from beam_pipelines.io.eventfiles import EventFiles
 from beam_pipelines.io.lake import Lake, conform
 from schemas.tables import DEAD_LETTERS, EVENTS, POSITION, TABLES
 from schemas.xxh3 import hash64_strings
-from transforms.ingest import REASONS, micros, validate, whole
+from transforms.ingest import REASONS, differ, micros, validate, whole
 
 BUDGET_BYTES = 512 << 20
 """Buffered events before a flush; twice this may be in memory while one flush runs."""
@@ -220,7 +220,7 @@ def upsert_users(lake: Lake, users: pa.Table) -> int:
 def _upsert(lake: Lake, name: str, key: str, rows: pa.Table) -> int:
     schema = TABLES[name].schema
     with lake.writer():
-        held = lake.read(name).select(schema.names).cast(schema)
+        held = lake.read(name).select(schema.names).cast(schema).combine_chunks()
         new = conform(rows, schema).cast(schema)
         both = pa.concat_tables([held, new]).combine_chunks()
         # Newest of each id last; the sort is stable, so of equal times the row given last.
@@ -233,8 +233,9 @@ def _upsert(lake: Lake, name: str, key: str, rows: pa.Table) -> int:
         from_new = merged.take(np.flatnonzero(kept >= len(held)))
         if merged.equals(held):
             return 0
-        before = held.filter(pc.is_in(held[key], from_new[key].combine_chunks()))
-        same = set(map(repr, before.to_pylist()))
-        changed = sum(repr(row) not in same for row in from_new.to_pylist())
+        place = pc.index_in(whole(from_new[key]), whole(held[key]))
+        known = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
+        same = ~differ(from_new.take(known), held.take(place.drop_null()))
+        changed = len(from_new) - int(same.sum())
         lake.replace_all(name, merged)
     return changed

@@ -226,7 +226,7 @@ class Lake:
 
 
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of a schema, in its order and types; a dictionary-encoded string column stays encoded (int32 codes).
+    """The columns of a schema, in its order and types; a dictionary-encoded string column stays so where it pays.
 
     Raises:
       KeyError: a column that may not be null is missing (others become null).
@@ -241,11 +241,16 @@ def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         else:
             column = rows.column(field.name)
         kind = field.type
-        if pa.types.is_dictionary(column.type) and pa.types.is_string(kind):
+        # A few rows cut from a large batch carry all of its dictionary: not worth keeping.
+        if pa.types.is_dictionary(column.type) and pa.types.is_string(kind) and _entries(column) <= 2 * len(rows):
             kind = pa.dictionary(pa.int32(), pa.string())
         columns.append(column if column.type.equals(kind) else column.cast(kind))
         fields.append(pa.field(field.name, kind, field.nullable))
     return pa.table(columns, schema=pa.schema(fields)).unify_dictionaries()
+
+
+def _entries(column: pa.ChunkedArray) -> int:
+    return sum(len(chunk.dictionary) for chunk in column.chunks)
 
 
 def _between(column: str | None, start: int | None, end: int | None) -> BooleanExpression:
