@@ -54,6 +54,12 @@ EXAMPLE_SCHEMA = pa.schema([*KEY_SCHEMA, *USER_SCHEMA, *ITEM_SCHEMA])
 DAY_MICROS = 86_400_000_000
 
 
+def plain(rows: pa.Table) -> pa.Table:
+    """The same rows with dictionary-encoded columns written out, as the lake's files may hold either."""
+    decoded = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in rows.columns]
+    return pa.table(decoded, names=rows.column_names)
+
+
 def positives(events: pa.Table) -> pa.Table:
     """The events that are positive by schemas.event_types, without rows that have no item. Column order is kept."""
     keep = pa.scalar(False)

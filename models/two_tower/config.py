@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+FORMAT = 1
+"""Part of every model version: raise it when the same data and settings would give other weights or another layout."""
+
 
 @dataclass(frozen=True)
 class TwoTowerConfig:

@@ -38,7 +38,8 @@ def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
     if name not in LISTS:
         return values
     lengths = np.diff(column.offsets.to_numpy())
-    padded = np.full((len(column), max(1, int(lengths.max(initial=0)))), 0 if name == "affinity_shares" else PADDING, values.dtype)
+    fill = 0 if name == "affinity_shares" else PADDING
+    padded = np.full((len(column), max(1, int(lengths.max(initial=0)))), fill, values.dtype)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = values
     return padded
 

@@ -1,6 +1,6 @@
 """The exported model: towers and tf.Transform graph in one SavedModel that takes raw columns.
 
-Signatures (lists arrive as flat values and row splits, as Arrow holds them: ``liked_items`` [n], ``liked_items_splits`` [b + 1]):
+Signatures (a list arrives as Arrow holds it, flat values and row splits: ``liked_items`` [n], ``liked_items_splits`` [b + 1]):
   serving_default     raw user columns -> user_vector [b, dim]
   item_vectors        raw item columns -> item_vector [b, dim]
   transform_features  raw user and item columns -> every column of preprocessing_fn, lists padded

@@ -83,7 +83,8 @@ def run_fn(fn_args: FnArgs | LocalFnArgs) -> dict[str, list[float]]:
         loss = float(model.fit(part, epochs=1, verbose=0).history["total_loss"][-1])
         history["loss"].append(loss)
         if held_out is not None:
-            history.setdefault("eval_loss", []).append(float(model.evaluate(held_out, verbose=0, return_dict=True)["total_loss"]))
+            measured = model.evaluate(held_out, verbose=0, return_dict=True)
+            history.setdefault("eval_loss", []).append(float(measured["total_loss"]))
         if steps_left is not None:
             steps_left -= max(1, rows // min(config.batch_size, rows))
         if on_epoch:

@@ -49,7 +49,7 @@ def tensor_adapter_config() -> tensor_adapter.TensorAdapterConfig:
         _INPUT_SCHEMA, tensor_representation_util.InferTensorRepresentationsFromMixedSchema(schema))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # Beam sets the label, and hashes by identity
 class AnalyzeAndTransformExamples(beam.PTransform):
     """Paths of example files (Parquet of EXAMPLE_SCHEMA) -> paths of transformed files (Parquet), one per batch.
 
@@ -69,7 +69,7 @@ class AnalyzeAndTransformExamples(beam.PTransform):
     batch_rows: int = 32_768
 
     def expand(self, paths: beam.PCollection) -> beam.PCollection:
-        with tft_beam.Context(temp_dir=self.temporary, passthrough_keys=ORDER):
+        with tft_beam.Context(temp_dir=self.temporary, passthrough_keys=set(ORDER)):
             batches = paths | "ReadExampleColumns" >> beam.ParDo(_ReadRaw(self.batch_rows))
             (transformed, _), graph = (
                 (batches, tensor_adapter_config())

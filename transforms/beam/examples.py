@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.keys import bucket_of, hash64_column
-from transforms.examples import EVENT_COLUMNS, USER_SNAPSHOT_COLUMNS, build_examples, positives
+from transforms.examples import EVENT_COLUMNS, USER_SNAPSHOT_COLUMNS, build_examples, plain, positives
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # Beam sets the label, and hashes by identity
 class BuildExamples(beam.PTransform):
     """(kind, path) of lake files -> paths of example files, ``<output_folder>/<first|rest>/bucket-NNN.parquet``.
 
@@ -40,7 +40,8 @@ class BuildExamples(beam.PTransform):
         return (files
                 | "ReadByUserBucket" >> beam.ParDo(_ReadByBucket(self.until, self.buckets))
                 | "GatherUserBucket" >> beam.GroupByKey()
-                | "BuildBucketExamples" >> beam.ParDo(_BuildBucket(self)))
+                | "BuildBucketExamples" >> beam.ParDo(
+                    _BuildBucket(self.catalogue, self.item_snapshots, self.output_folder, self.split_at)))
 
 
 class _ReadByBucket(beam.DoFn):
@@ -50,22 +51,24 @@ class _ReadByBucket(beam.DoFn):
     def process(self, file: tuple[str, str]) -> Iterator[tuple[int, tuple[str, bytes]]]:
         kind, path = file
         if kind == "events":
-            rows = positives(pq.read_table(path, columns=list(EVENT_COLUMNS)))
+            rows = positives(plain(pq.read_table(path, columns=list(EVENT_COLUMNS))))
             rows = rows.filter(pc.less(rows["occurred_at"].cast(pa.int64()), self._until))
         else:
-            rows = pq.read_table(path, columns=list(USER_SNAPSHOT_COLUMNS))
+            rows = plain(pq.read_table(path, columns=list(USER_SNAPSHOT_COLUMNS)))
         bucket = pa.array(bucket_of(hash64_column(rows["user_id"]), self._buckets))
         for key in sorted(pc.unique(bucket).to_pylist()):
             yield key, (kind, _pack(rows.filter(pc.equal(bucket, key))))
 
 
 class _BuildBucket(beam.DoFn):
-    def __init__(self, settings: BuildExamples) -> None:
-        self._settings = settings
+    def __init__(self, catalogue: str, item_snapshots: str, output_folder: str, split_at: int) -> None:
+        self._paths = catalogue, item_snapshots
+        self._output_folder, self._split_at = output_folder, split_at
 
     def setup(self) -> None:
-        self._catalogue = pq.read_table(self._settings.catalogue)
-        self._item_snapshots = pq.read_table(self._settings.item_snapshots) if self._settings.item_snapshots else None
+        catalogue, item_snapshots = self._paths
+        self._catalogue = pq.read_table(catalogue)
+        self._item_snapshots = pq.read_table(item_snapshots) if item_snapshots else None
 
     def process(self, keyed: tuple[int, Iterable[tuple[str, bytes]]]) -> Iterator[str]:
         bucket, parts = keyed
@@ -76,10 +79,10 @@ class _BuildBucket(beam.DoFn):
             return
         snapshots = pa.concat_tables(tables["user_snapshots"]) if tables["user_snapshots"] else None
         made = build_examples(pa.concat_tables(tables["events"]), self._catalogue, snapshots, self._item_snapshots)
-        early = pc.less(made["occurred_at"], self._settings.split_at)
+        early = pc.less(made["occurred_at"], self._split_at)
         for part, rows in (("first", made.filter(early)), ("rest", made.filter(pc.invert(early)))):
             if rows.num_rows:
-                path = Path(self._settings.output_folder) / part / f"bucket-{bucket:03d}.parquet"
+                path = Path(self._output_folder) / part / f"bucket-{bucket:03d}.parquet"
                 pq.write_table(rows, path, compression="zstd", compression_level=1)
                 yield str(path)
 
