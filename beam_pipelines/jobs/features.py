@@ -28,12 +28,14 @@ from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite
 from transforms.accumulators import ACCUMULATORS, GROUP_ACCUMULATORS
 from transforms.beam.features import PAIR_NAMES, TAIL, BatchFeatures, EventFile, Plan, Snapshot, StoredStates
-from transforms.partials import read_marks
+from transforms.partials import Marks, read_marks
 from transforms.quality import check_snapshot
 from transforms.snapshots import store_cells
 
 DEFINITION = "1"
 """Part of every fingerprint: raise it when an accumulator or an extract changes its meaning."""
+SMALL_DAY, SMALL_LAKE = 20_000, 500_000
+"""Up to this many events a day's partials, or all entities, are one bucket: less than one event file usually holds."""
 ROWS_PER_SHARD = 2_000_000
 """A day with more events than this has one file of partials per bucket."""
 BATCH_GROUPS = tuple(g.name for g in GROUPS if g.source == "batch")
@@ -190,10 +192,10 @@ class _Planner:
         if not self._events:
             raise UserError("the lake has no events before that time: run 'beamrec import' or 'beamrec simulate' first")
         self._names = [n for n in ACCUMULATORS if any(n in GROUP_ACCUMULATORS[g] for g in groups)]
-        self._prints = {day: _digest(DEFINITION, config.buckets, *sorted(f.path for f in files))
+        self._prints = {day: _digest(DEFINITION, *sorted(f.path for f in files))
                         for day, files in self._events.items()}
         self._chains: dict[int, str] = {}
-        chain = _digest(DEFINITION, config.buckets)
+        chain = _digest(DEFINITION)
         for day in sorted(self._events):
             self._chains[day] = chain  # of everything before the day
             chain = _digest(chain, day, self._prints[day])
@@ -235,9 +237,9 @@ class _Planner:
                     done[entity].add(day)
         return set.intersection(*done.values()) if done else set()
 
-    def _stored(self, table: str, end: int) -> dict[int, list[tuple[str, dict[str, str]]]]:
+    def _stored(self, table: str, end: int) -> dict[int, list[tuple[str, Marks]]]:
         """Day -> (path, marks) of files of partials or states."""
-        found: dict[int, list[tuple[str, dict[str, str]]]] = defaultdict(list)
+        found: dict[int, list[tuple[str, Marks]]] = defaultdict(list)
         for file in self._lake.files(table, end=end * DAY_MICROS):
             assert file.day is not None
             found[file.day // DAY_MICROS].append((file.path, read_marks(file.path)))
@@ -258,14 +260,14 @@ class _Planner:
                     needed[day].add(name)
         stored, self._stale = [], defaultdict(list)
         missing: dict[int, set[str]] = {d: set(names) for d, names in needed.items()}
-        kept: dict[int, list[tuple[str, dict[str, str]]]] = defaultdict(list)
+        kept: dict[int, list[tuple[str, Marks]]] = defaultdict(list)
         for day, files in self._stored("partials", last).items():
             for path, marks in files:
-                if day in self._events and all(p == self._print(day, n) for n, p in marks.items()):
+                if day in self._events and all(p == self._print(day, n) for n, p in marks.inputs.items()):
                     kept[day].append((path, marks))
                 else:
                     self._stale[day].append(path)
-        have = {day: {n for _, marks in files for n in marks} for day, files in kept.items()}
+        have = {day: {n for _, marks in files for n in marks.inputs} for day, files in kept.items()}
         for day in missing:
             missing[day] -= have.get(day, set())
         pair_days = frozenset(d for d, names in missing.items() if names & set(PAIR_NAMES))
@@ -275,18 +277,20 @@ class _Planner:
                 missing.setdefault(day - 1, set()).add(TAIL)
         for day, files in kept.items():
             for path, marks in files:
-                take = set(marks) & (needed.get(day, set()) | ({TAIL} if day + 1 in pair_days else set()))
+                take = marks.inputs.keys() & (needed.get(day, set()) | ({TAIL} if day + 1 in pair_days else set()))
                 if take:
-                    stored.append(StoredStates(path, day, tuple(sorted(take))))
-        for name_day, paths in _by_file(running).items():
-            stored.append(StoredStates(paths[0], name_day[0], paths[1], running=True))
+                    stored.append(StoredStates(path, day, tuple(sorted(take)), marks.buckets))
+        stored += _running_files(running)
         missing = {d: n for d, n in missing.items() if n}
-        shards = {d: 1 if sum(f.rows for f in self._events[d]) <= ROWS_PER_SHARD else self._config.buckets for d in missing}
+        rows = {d: sum(f.rows for f in files) for d, files in self._events.items()}
+        cuts = {d: 1 if rows[d] <= SMALL_DAY else self._config.buckets for d in missing}
+        shards = {d: 1 if rows[d] <= ROWS_PER_SHARD else self._config.buckets for d in missing}
+        units = 1 if sum(rows.values()) <= SMALL_LAKE else self._config.buckets
         lasting = [n for n in self._names if ACCUMULATORS[n].WINDOW is None]
         entities = sorted({ACCUMULATORS[n].ENTITY for n in self._names})
-        lake, buckets = self._lake, range(self._config.buckets)
+        lake, buckets = self._lake, range(units)
         return Plan(
-            buckets=self._config.buckets, groups=self._groups,
+            units=units, cuts=cuts, groups=self._groups,
             files=tuple(EventFile(f.path, d, tuple(sorted(missing[d]))) for d in sorted(missing) for f in self._events[d]),
             stored=tuple(stored), pair_days=pair_days, shards=shards,
             partial_paths={(d, s): lake.new_path("partials", d * DAY_MICROS) for d, n in shards.items() for s in range(n)},
@@ -300,12 +304,13 @@ class _Planner:
                              for d in self.to_make},
         )
 
-    def _running_states(self, first: int) -> dict[str, tuple[int, list[str]]]:
+    def _running_states(self, first: int) -> dict[str, tuple[int, list[tuple[str, int]]]]:
         """Accumulator -> (day, files) of its newest running state that is still true at or before the first as_of."""
-        found: dict[str, tuple[int, list[str]]] = {}
+        found: dict[str, tuple[int, list[tuple[str, int]]]] = {}
         for day, files in sorted(self._stored("states", first + 1).items()):
             for name in self._names:
-                paths = [path for path, marks in files if marks.get(name) == _digest(name, self._chain(day))]
+                wanted = _digest(name, self._chain(day))
+                paths = [(path, marks.buckets) for path, marks in files if marks.inputs.get(name) == wanted]
                 if paths:
                     found[name] = (day, paths)
         return found
@@ -328,10 +333,11 @@ class _Planner:
                 self._lake.replace_days(table, days)
 
 
-def _by_file(running: dict[str, tuple[int, list[str]]]) -> dict[tuple[int, str], tuple[str, tuple[str, ...]]]:
-    """(day, path) -> path and the accumulators to take from it."""
-    names: dict[tuple[int, str], list[str]] = defaultdict(list)
-    for name, (day, paths) in running.items():
-        for path in paths:
-            names[day, path].append(name)
-    return {key: (key[1], tuple(sorted(found))) for key, found in names.items()}
+def _running_files(running: dict[str, tuple[int, list[tuple[str, int]]]]) -> list[StoredStates]:
+    """Each file once, with the accumulators to take from it."""
+    names: dict[tuple[int, str, int], list[str]] = defaultdict(list)
+    for name, (day, files) in running.items():
+        for path, buckets in files:
+            names[day, path, buckets].append(name)
+    return [StoredStates(path, day, tuple(sorted(found)), buckets, running=True)
+            for (day, path, buckets), found in sorted(names.items())]

@@ -100,6 +100,10 @@ class Accumulator:
         """(bucket, accumulator of its entities) of every bucket that has rows."""
         return [(b, type(self)([part])) for b, part in self.frame.split(self.SPEC, buckets)]
 
+    def bucket(self, bucket: int, buckets: int) -> Self:
+        """The accumulator of one bucket's entities."""
+        return type(self)([self.frame.bucket(self.SPEC, bucket, buckets)])
+
     def to_bytes(self) -> bytes:
         """Packed Arrow state."""
         return self.frame.to_bytes(self.SPEC)

@@ -120,7 +120,7 @@ class Interactions:
         """The rows of ``to_bytes``; raises ValueError on anything else."""
         try:
             batch = pa.ipc.open_stream(data).read_next_batch()
-            c = {name: batch.column(name).flatten() for name in batch.schema.names}
+            c = {name: column.values for name, column in zip(batch.schema.names, batch.columns, strict=True)}
             return cls(Ids(c["user_hash"].to_numpy(), c["user_id"]), Ids(c["item_hash"].to_numpy(), c["item_id"]),
                        c["user"].to_numpy().astype(np.int64), c["item"].to_numpy().astype(np.int64),
                        c["time"].to_numpy(), c["tie"].to_numpy())
@@ -171,6 +171,10 @@ class _Decayed(Accumulator):
     def split(self, buckets: int) -> list[tuple[int, Self]]:
         """See Accumulator."""
         return [(b, type(self)([part], self.epoch)) for b, part in self.frame.split(self.SPEC, buckets)]
+
+    def bucket(self, bucket: int, buckets: int) -> Self:
+        """See Accumulator."""
+        return type(self)([self.frame.bucket(self.SPEC, bucket, buckets)], self.epoch)
 
     def to_bytes(self) -> bytes:
         """See Accumulator; the epoch goes before the frame."""

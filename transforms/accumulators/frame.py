@@ -178,6 +178,12 @@ class Frame:
                                    {c: v[start:end] for c, v in self.values.items()})))
         return parts
 
+    def bucket(self, spec: Spec, bucket: int, buckets: int) -> Frame:
+        """The rows of one bucket."""
+        if buckets == 1:
+            return self
+        return dict(self.split(spec, buckets)).get(bucket, Frame.empty(spec))
+
     def offsets(self) -> Ints:
         """Bounds of each entity's rows, (entities + 1,)."""
         return np.searchsorted(self.keys, np.arange(len(self.entities) + 1, dtype=np.int64) << 32)
@@ -205,7 +211,7 @@ class Frame:
         """The frame of ``to_bytes``; raises ValueError on anything else."""
         try:
             batch = pa.ipc.open_stream(data).read_next_batch()
-            columns = {name: batch.column(name).flatten() for name in batch.schema.names}
+            columns = {name: column.values for name, column in zip(batch.schema.names, batch.columns, strict=True)}
             entities = Ids(columns["entity_hash"].to_numpy(), columns["entity_id"])
             members = Ids(columns["member_hash"].to_numpy(), columns["member_id"]) if spec.has_members else Ids.empty()
             entity = np.repeat(np.arange(len(entities), dtype=np.int64), columns["rows"].to_numpy())

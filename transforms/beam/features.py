@@ -1,7 +1,8 @@
 """Batch features: event files -> per-bucket day partials -> (shuffle) -> merged per bucket -> snapshot files.
 
-Elements are packed accumulators, never rows. No call sees more than one event file or one bucket of entities; a file of
-small partials may hold all buckets of one day. Every output path is in the plan, so a retried bundle overwrites its own.
+Elements are packed accumulators, never rows. No call sees more than one event file or one bucket of entities; where all
+the data is smaller than one file usually is, it is one bucket (``Plan.units``, ``Plan.cuts``). Every output path is in
+the plan, so a retried bundle overwrites its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import pyarrow.parquet as pq
 from apache_beam.metrics import Metrics
 
 from schemas import metric_names
-from schemas.workspace import DAY_MICROS
 from transforms.accumulators import ACCUMULATORS, GROUP_ACCUMULATORS, Accumulator, ItemDays, ItemUserDays
 from transforms.accumulators.base import Globals
 from transforms.accumulators.cooccurrence import Interactions, pairs_of_day
@@ -55,6 +55,7 @@ class StoredStates:
     path: str
     day: int
     names: tuple[str, ...]
+    buckets: int
     running: bool = False
 
 
@@ -72,7 +73,8 @@ class Plan:
     """All that a run computes, reuses and writes; days are numbers since 1970, ascending.
 
     Attributes:
-      buckets: of entities.
+      units: buckets in which entities are merged and extracted.
+      cuts: day -> buckets of the partials made of that day.
       groups: feature groups to extract.
       files: event files to read.
       stored: partials and states to reuse.
@@ -85,7 +87,8 @@ class Plan:
       schema_metadata: written into every snapshot file.
     """
 
-    buckets: int
+    units: int
+    cuts: Mapping[int, int]
     groups: tuple[str, ...]
     files: tuple[EventFile, ...]
     stored: tuple[StoredStates, ...]
@@ -124,7 +127,7 @@ class BatchFeatures(beam.PTransform):
         if plan.pair_days:
             tails = stored | "read tails" >> beam.ParDo(_ReadTails(plan))
             made.append((read.interactions, tails) | "interactions and tails" >> beam.Flatten()
-                        | "by day and user bucket" >> beam.GroupByKey() | "pair items" >> beam.ParDo(_Pairs(plan.buckets)))
+                        | "by day and user bucket" >> beam.GroupByKey() | "pair items" >> beam.ParDo(_Pairs(plan)))
         partials = made | "all partials" >> beam.Flatten()
         written = (partials | "by day" >> beam.ParDo(_ByDay(plan)) | "gather a day" >> beam.GroupByKey()
                    | "write partials" >> beam.ParDo(_WritePartials(plan)))
@@ -144,15 +147,16 @@ class BatchFeatures(beam.PTransform):
 
 class _AccumulateFile(beam.DoFn):
     def __init__(self, plan: Plan) -> None:
-        self._buckets, self._pair_days, self._shards = plan.buckets, plan.pair_days, dict(plan.shards)
+        self._cuts, self._pair_days, self._shards = dict(plan.cuts), plan.pair_days, dict(plan.shards)
         self._read = Metrics.counter(metric_names.NAMESPACE, metric_names.EVENTS_READ)
 
     def process(self, task: EventFile) -> Iterator[Any]:
         names = [n for n in task.names if n in ACCUMULATORS and n not in PAIR_NAMES]
+        cuts = self._cuts[task.day]
         made = {name: ACCUMULATORS[name]() for name in names}
         columns = {c for n in task.names for c in (ItemUserDays.COLUMNS if n == TAIL else ACCUMULATORS[n].COLUMNS)}
         for shard in range(self._shards.get(task.day, 0)):  # a day whose events count for nothing is complete too
-            yield task.day, COMPLETE, shard * self._buckets // self._shards[task.day], 0, b""
+            yield task.day, COMPLETE, shard * cuts // self._shards[task.day], 0, b""
         interactions = []
         for events in read_events(task.path, sorted(columns)):
             self._read.inc(len(events))
@@ -161,21 +165,21 @@ class _AccumulateFile(beam.DoFn):
             if TAIL in task.names or task.day in self._pair_days:
                 interactions.append(Interactions.of(events))
         for name, accumulator in made.items():
-            for bucket, part in accumulator.split(self._buckets):
+            for bucket, part in accumulator.split(cuts):
                 yield task.day, name, bucket, len(part), part.to_bytes()
         if not interactions:
             return
-        for bucket, some in Interactions.concat(interactions).split(self._buckets):
-            if task.day in self._pair_days:
+        together = Interactions.concat(interactions)
+        if task.day in self._pair_days:
+            for bucket, some in together.split(cuts):
                 yield beam.pvalue.TaggedOutput("interactions", ((task.day, bucket), (False, some.to_bytes())))
-            tail = some.tail(task.day)
-            if len(tail) == 0:
-                continue
-            data = tail.to_bytes()
-            if TAIL in task.names:
-                yield task.day, TAIL, bucket, len(tail), data
-            if task.day + 1 in self._pair_days:
-                yield beam.pvalue.TaggedOutput("interactions", ((task.day + 1, bucket), (True, data)))
+        tail = together.tail(task.day)
+        if TAIL in task.names:
+            for bucket, some in tail.split(cuts):
+                yield task.day, TAIL, bucket, len(some), some.to_bytes()
+        if task.day + 1 in self._pair_days:
+            for bucket, some in tail.split(self._cuts[task.day + 1]):
+                yield beam.pvalue.TaggedOutput("interactions", ((task.day + 1, bucket), (True, some.to_bytes())))
 
 
 def read_events(path: str, columns: list[str]) -> Iterator[Events]:
@@ -196,17 +200,18 @@ def read_events(path: str, columns: list[str]) -> Iterator[Events]:
 
 class _ReadTails(beam.DoFn):
     def __init__(self, plan: Plan) -> None:
-        self._pair_days = plan.pair_days
+        self._pair_days, self._cuts = plan.pair_days, dict(plan.cuts)
 
     def process(self, stored: StoredStates) -> Iterator[Any]:
         if TAIL in stored.names and stored.day + 1 in self._pair_days:
-            for _, bucket, data in read_states(stored.path, None, [TAIL]):
-                yield (stored.day + 1, bucket), (True, data.to_pybytes())
+            for _, _, data in read_states(stored.path, [TAIL]):
+                for bucket, some in Interactions.from_bytes(data).split(self._cuts[stored.day + 1]):
+                    yield (stored.day + 1, bucket), (True, some.to_bytes())
 
 
 class _Pairs(beam.DoFn):
-    def __init__(self, buckets: int) -> None:
-        self._buckets = buckets
+    def __init__(self, plan: Plan) -> None:
+        self._cuts = dict(plan.cuts)
 
     def process(self, element: tuple[tuple[int, int], Iterable[tuple[bool, bytes]]]) -> Iterator[Partial]:
         (day, _), parts = element
@@ -215,17 +220,17 @@ class _Pairs(beam.DoFn):
             split[is_tail].append(Interactions.from_bytes(data))
         made: tuple[Accumulator, ...] = pairs_of_day(day, Interactions.concat(split[False]), Interactions.concat(split[True]))
         for accumulator in made:
-            for bucket, part in accumulator.split(self._buckets):
+            for bucket, part in accumulator.split(self._cuts[day]):
                 yield day, accumulator.NAME, bucket, len(part), part.to_bytes()
 
 
 class _ByDay(beam.DoFn):
     def __init__(self, plan: Plan) -> None:
-        self._shards, self._buckets = dict(plan.shards), plan.buckets
+        self._shards, self._cuts = dict(plan.shards), dict(plan.cuts)
 
     def process(self, partial: Partial) -> Iterator[Any]:
         day, _, bucket, _, _ = partial
-        yield (day, bucket * self._shards[day] // self._buckets), partial
+        yield (day, bucket * self._shards[day] // self._cuts[day]), partial
 
 
 class _WritePartials(beam.DoFn):
@@ -240,7 +245,7 @@ class _WritePartials(beam.DoFn):
             if name != COMPLETE:
                 gathered[bucket, name].append((rows, data))
         path = self._plan.partial_paths[day, shard]
-        write_states(path, day, self._plan.partial_inputs[day],
+        write_states(path, day, self._plan.cuts[day], self._plan.partial_inputs[day],
                      ((bucket, name, *_as_one(name, parts)) for (bucket, name), parts in gathered.items()))
         self._written.inc(len(gathered))
         yield path
@@ -252,86 +257,96 @@ def _as_one(name: str, parts: list[tuple[int, bytes]]) -> tuple[int, bytes]:
     if name == TAIL:
         tail = Interactions.concat([Interactions.from_bytes(data) for _, data in parts])
         return len(tail), tail.to_bytes()
-    merged = merge_all(name, [data for _, data in parts])
+    first, *rest = [ACCUMULATORS[name].from_bytes(data) for _, data in parts]
+    merged = first.merge(*rest)
     return len(merged), merged.to_bytes()
 
 
-def merge_all(name: str, states: Iterable[Any]) -> Accumulator:
-    """One accumulator of packed states."""
-    kind = ACCUMULATORS[name]
-    first, *rest = [kind.from_bytes(data) for data in states]
-    return first.merge(*rest)
+def _units(bucket: int, cuts: int, units: int) -> range:
+    """The units that share entities with one bucket of ``cuts``."""
+    return range(bucket * units // cuts, max((bucket + 1) * units // cuts, bucket * units // cuts + 1))
 
 
 class _ByBucket(beam.DoFn):
     def __init__(self, plan: Plan) -> None:
+        self._units, self._cuts = plan.units, dict(plan.cuts)
         self._names = {e: set(plan.names(e)) for e in ("user", "item")}
 
     def process(self, partial: Partial) -> Iterator[Any]:
         day, name, bucket, _, data = partial
         for entity, names in self._names.items():
             if name in names:
-                yield (entity, bucket), (name, day, data)
+                for unit in _units(bucket, self._cuts[day], self._units):
+                    yield (entity, unit), (name, day, self._cuts[day], data)
 
 
 class _StoredByBucket(beam.DoFn):
     def __init__(self, plan: Plan) -> None:
-        self._buckets = plan.buckets
+        self._units = plan.units
         self._names = {e: set(plan.names(e)) for e in ("user", "item")}
 
     def process(self, stored: StoredStates) -> Iterator[Any]:
         for entity, names in self._names.items():
             if names & set(stored.names):
-                for bucket in range(self._buckets):
-                    yield (entity, bucket), stored
+                for unit in range(self._units):
+                    yield (entity, unit), stored
 
 
 class _GlobalParts(beam.DoFn):
     def __init__(self, plan: Plan) -> None:
+        self._units, self._cuts = plan.units, dict(plan.cuts)
         self._names = set(plan.names("item")) & set(GLOBAL_NAMES)
 
     def process(self, partial: Partial) -> Iterator[Any]:
         day, name, bucket, _, data = partial
         if name in self._names:
-            yield bucket, (name, day, data)
+            for unit in _units(bucket, self._cuts[day], self._units):
+                yield unit, (name, day, self._cuts[day], data)
 
 
 class _StoredGlobalParts(beam.DoFn):
     def __init__(self, plan: Plan) -> None:
-        self._buckets = plan.buckets
+        self._units = plan.units
         self._names = set(plan.names("item")) & set(GLOBAL_NAMES)
 
     def process(self, stored: StoredStates) -> Iterator[Any]:
         if self._names & set(stored.names):
-            for bucket in range(self._buckets):
-                yield bucket, stored
+            for unit in range(self._units):
+                yield unit, stored
 
 
 class _Merged:
     """Accumulators of one bucket as of rising days: windows are merged anew, lifetimes go on from a running state."""
 
-    def __init__(self, names: Iterable[str], bucket: int, parts: Iterable[Any]) -> None:
-        self._names = list(names)
-        self._parts: dict[str, dict[int, list[Any]]] = {n: defaultdict(list) for n in self._names}
+    def __init__(self, names: Iterable[str], unit: int, units: int, parts: Iterable[Any]) -> None:
+        self._names, self._unit, self._units = list(names), unit, units
+        self._parts: dict[str, dict[int, list[tuple[int, Any]]]] = {n: defaultdict(list) for n in self._names}
         self._open: dict[tuple[str, int], Accumulator] = {}
         self._running: dict[str, Accumulator] = {}
         self._until: dict[str, int] = {}
+        running: dict[str, list[tuple[int, Any]]] = defaultdict(list)
         for part in parts:
             if isinstance(part, StoredStates):
                 wanted = [n for n in part.names if n in self._parts]
-                for name, _, data in read_states(part.path, [bucket], wanted):
-                    if part.running:
-                        self._running[name] = ACCUMULATORS[name].from_bytes(data)
-                    else:
-                        self._parts[name][part.day].append(data)
+                for name, _, data in read_states(part.path, wanted, unit, units):
+                    (running[name] if part.running else self._parts[name][part.day]).append((part.buckets, data))
                 if part.running:
                     self._until.update(dict.fromkeys(wanted, part.day))
             elif part[0] in self._parts:
-                self._parts[part[0]][part[1]].append(part[2])
+                self._parts[part[0]][part[1]].append(part[2:])
+        for name, states in running.items():
+            self._running[name] = self._merge(name, states)
+
+    def _merge(self, name: str, states: list[tuple[int, Any]]) -> Accumulator:
+        first, *rest = [self._mine(ACCUMULATORS[name].from_bytes(data), cuts) for cuts, data in states]
+        return first.merge(*rest)
+
+    def _mine(self, accumulator: Accumulator, cuts: int) -> Accumulator:
+        return accumulator if cuts >= self._units else accumulator.bucket(self._unit, self._units)
 
     def _day(self, name: str, day: int) -> Accumulator:
         if (name, day) not in self._open:
-            self._open[name, day] = merge_all(name, self._parts[name].pop(day))
+            self._open[name, day] = self._merge(name, self._parts[name].pop(day))
         return self._open[name, day]
 
     def as_of(self, day: int) -> dict[str, Accumulator]:
@@ -361,11 +376,11 @@ class _Merged:
 class _BucketTotals(beam.DoFn):
     def __init__(self, plan: Plan) -> None:
         self._as_ofs = [s.as_of for s in plan.snapshots]
-        self._names = [n for n in plan.names("item") if n in GLOBAL_NAMES]
+        self._names, self._units = [n for n in plan.names("item") if n in GLOBAL_NAMES], plan.units
 
     def process(self, element: tuple[int, Iterable[Any]]) -> Iterator[tuple[int, Globals]]:
         bucket, parts = element
-        merged = _Merged(self._names, bucket, parts)
+        merged = _Merged(self._names, bucket, self._units, parts)
         for as_of in self._as_ofs:
             found = merged.as_of(as_of)
             days, users = found.get(ItemDays.NAME), found.get(ItemUserDays.NAME)
@@ -393,7 +408,7 @@ class _MergeAndExtract(beam.DoFn):
     def process(self, element: tuple[tuple[str, int], Iterable[Any]], totals: Mapping[int, Globals]) -> Iterator[str]:
         (entity, bucket), parts = element
         plan = self._plan
-        merged = _Merged(plan.names(entity), bucket, parts)
+        merged = _Merged(plan.names(entity), bucket, plan.units, parts)
         for snapshot in plan.snapshots:
             found = merged.as_of(snapshot.as_of)
             extracts = extract_groups([g for g in plan.groups if set(GROUP_ACCUMULATORS[g]) <= found.keys()], found,
@@ -402,7 +417,7 @@ class _MergeAndExtract(beam.DoFn):
             if snapshot.as_of == plan.state_day:
                 lasting = {n: a for n, a in found.items() if a.WINDOW is None}
                 path = plan.state_paths[entity, bucket]
-                write_states(path, snapshot.as_of, {n: plan.state_inputs[n] for n in lasting},
+                write_states(path, snapshot.as_of, plan.units, {n: plan.state_inputs[n] for n in lasting},
                              ((bucket, n, len(a), a.to_bytes()) for n, a in lasting.items()))
                 yield path
             if len(rows):
@@ -411,8 +426,3 @@ class _MergeAndExtract(beam.DoFn):
                 pq.write_table(rows.replace_schema_metadata(dict(plan.schema_metadata.get(snapshot.as_of, {}))), path,
                                compression="zstd", compression_level=1, row_group_size=65_536)
                 yield path
-
-
-def day_of(micros: int) -> int:
-    """The day number of a time."""
-    return micros // DAY_MICROS
