@@ -25,13 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``beamrec train``."""
     parser.add_argument("--as-of", metavar="TIME", help="train on events before this UTC time (default: the workspace's clock)")
     parser.add_argument("--force", action="store_true", help="train again even if this model is there")
+    add_model_flags(parser)
+    add_common_flags(parser)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that ``settings_of`` reads."""
     shown = parser.add_argument_group("model")
     defaults = TwoTowerConfig()
     for name in ("epochs", "batch_size", "dim"):
         shown.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default: {getattr(defaults, name)}")
     for name in ("learning_rate", "dropout", "temperature"):
         shown.add_argument(f"--{name.replace('_', '-')}", type=float, help=f"default: {getattr(defaults, name)}")
-    add_common_flags(parser)
 
 
 def settings_of(args: argparse.Namespace) -> TwoTowerConfig:

@@ -97,6 +97,11 @@ def make_examples(config: Config, lake: Lake, folder: Path, until: int, split_at
                     catalogue, snapshots, split_at)
 
 
+def catalogue_size(examples: Examples) -> int:
+    """Items of the catalogue, active or not."""
+    return int(pq.read_metadata(examples.catalogue).num_rows)
+
+
 def fit(config: Config, settings: TwoTowerConfig, files: Sequence[str], model: ModelVersion, scratch: Path,
         title: str) -> dict[str, list[float]]:
     """tf.Transform and training over example files; fills model.transform_graph and model.saved_model.

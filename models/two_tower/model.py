@@ -162,7 +162,17 @@ class TwoTower(tfrs.Model):
         mask = None
         if self._config.mask_history:
             # an item that the user liked before is no negative: it is never shown to them again
-            liked = tf.reduce_any(features["liked_items"][:, :, None] == ids[None, None, :], 1)
-            mask = tf.logical_or(tf.logical_not(liked), tf.eye(tf.shape(ids)[0], dtype=tf.bool))
+            mask = tf.logical_not(_among(features["liked_items"], ids))
         return self._task(users, items, candidate_sampling_probability=tf.gather(self._sampling, ids), candidate_ids=ids,
                           compute_metrics=False, compute_batch_metrics=False, score_mask=mask)
+
+
+def _among(lists: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """[b, c] bool: whether list b of [b, n] holds id c of [c]; by sorting, as comparing all would cost b * n * c."""
+    ordered = tf.sort(ids)
+    at = tf.minimum(tf.searchsorted(ordered, tf.reshape(lists, [-1])), tf.shape(ids)[0] - 1)
+    found = tf.gather(ordered, at) == tf.reshape(lists, [-1])
+    row = tf.repeat(tf.range(tf.shape(lists)[0]), tf.shape(lists)[1])
+    where = tf.stack([row, at], 1)[found]
+    marked = tf.scatter_nd(where, tf.ones(tf.shape(where)[:1], tf.int32), [tf.shape(lists)[0], tf.shape(ids)[0]])
+    return tf.gather(marked, tf.searchsorted(ordered, ids), axis=1) > 0
