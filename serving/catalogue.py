@@ -19,10 +19,10 @@ class CatalogueItem(msgspec.Struct, frozen=True):
     """A catalogue entry: the JSON value of family ``meta``, group ``item``; fields not named here are skipped."""
 
     title: str | None = None
-    categories: list[str] = []
+    categories: list[str] | None = None
     price: float | None = None
     image: str | None = None
-    attributes: dict[str, str] = {}
+    attributes: dict[str, str | None] | None = None
 
 
 _decoder = msgspec.json.Decoder(CatalogueItem)

@@ -117,11 +117,14 @@ class ListReader:
         try:
             store = self._connected()
             answer = self._from_store(store, request, request_id)
+            if answer is None:  # the pointer may be a second old, and its version dropped since
+                self._pointers.forget()
+                answer = self._from_store(store, request, request_id)
         except (StoreError, CellError) as error:
             self._fail(error)
             return self._from_memory(request, request_id)
         self._recover()
-        return answer
+        return answer or self._from_memory(request, request_id)
 
     def check(self) -> str:
         """"ready" when the store answers, "degraded" when only memory does; raises NothingPublishedError."""
@@ -185,7 +188,7 @@ class ListReader:
             items = self._catalogue.items(store, [*recs.item_ids, *recs.source_item_ids])
             self._popular[surface] = _Popular(_Source(recs, active.champion, surface, False), items)
 
-    def _from_store(self, store: Store, request: Request, request_id: str) -> Recommendations:
+    def _from_store(self, store: Store, request: Request, request_id: str) -> Recommendations | None:
         hidden = request.exclude | self._consumed(store, request.user_id)
         page: _Page | None = None
         for source in self._sources(store, request):
@@ -194,7 +197,7 @@ class ListReader:
                 break
         else:
             if page is None:
-                raise NothingPublishedError("nothing is published yet")
+                return None
             page = _page(page.source, request, request.exclude)  # who consumed all that is popular still gets an answer
         recs = page.source.recs
         ids = [i for p in page.positions for i in (recs.item_ids[p], recs.source_item_ids[p]) if i]
@@ -205,7 +208,7 @@ class ListReader:
     def _from_memory(self, request: Request, request_id: str) -> Recommendations:
         popular = self._popular.get(request.surface) or self._popular.get(HOMEPAGE)
         if popular is None:
-            raise NothingPublishedError("the store cannot be read and no list was read before")
+            raise NothingPublishedError("the store cannot be read" if self._failure else "nothing is published yet")
         page = _page(popular.source, request, request.exclude)
         return _answer(page, popular.items, request_id, "popular_in_memory")
 

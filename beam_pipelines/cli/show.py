@@ -31,7 +31,7 @@ from serving.responses import Recommendations
 from serving.stores import open_store
 from serving.stores.base import Store, StoreError
 
-SHOWN_ENTRIES, WIDTH = 5, 110
+SHOWN_ENTRIES, WIDTH = 5, 140
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,12 +107,16 @@ def _item_head(profile: ItemProfile) -> list[RenderableType]:
     lines[0] = Text(f"Item {profile.item_id}  {entry.title or ''}", style="bold")
     facts = [*([", ".join(entry.categories)] if entry.categories else []),
              *([f"price {entry.price:g}"] if entry.price is not None else []),
-             *(f"{name} {value}" for name, value in sorted(entry.attributes.items()))]
+             *(f"{name} {value}" for name, value in sorted((entry.attributes or {}).items()) if value is not None)]
     return [*lines, Text(" · ".join(facts), style="dim")] if facts else lines
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), header_style="dim")
+def _heading(title: str, table: Table) -> RenderableType:
+    return Group(Text(f"\n{title}", style="bold"), table)  # a title of the table itself is folded to the table's width
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
@@ -120,22 +124,21 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def _history(profile: UserProfile, shown: int) -> RenderableType:
     if not profile.history:
-        return Text("\nHistory: none\n")
-    table = _table(f"\nHistory (newest first, {min(shown, len(profile.history))} of the last {len(profile.history)})",
-                   "when (UTC)", "item", "title", right=("item",))
+        return Text("\nHistory: none")
+    table = _table("when (UTC)", "item", "title", right=("item",))
     for item in profile.history[:shown]:
         table.add_row(_minute(item.at), escape(item.item_id), escape(item.title or ""))
-    return table
+    return _heading(f"History (newest first, {min(shown, len(profile.history))} of the last {len(profile.history)})", table)
 
 
 def _features(features: dict[str, FeatureValue], everything: bool) -> RenderableType:
     shown = {name: f for name, f in features.items() if everything or (f.source != "default" and f.value not in (0.0, []))}
     hidden = len(features) - len(shown)
-    title = f"\nFeatures ({len(shown)}" + (f"; {hidden} more are zero or have no value, --all shows them)" if hidden else ")")
-    table = _table(title, "feature", "value", "source", "age", right=("age",))
+    title = f"Features ({len(shown)}" + (f"; {hidden} more are zero or have no value, --all shows them)" if hidden else ")")
+    table = _table("feature", "value", "source", "age", right=("age",))
     for name, feature in shown.items():
         table.add_row(name, escape(_value(feature)), feature.source, _age(feature.age_s))
-    return table if shown else Text(title + "\n")
+    return _heading(title, table) if shown else Text(f"\n{title}", style="bold")
 
 
 def _value(feature: FeatureValue) -> str:
@@ -156,23 +159,21 @@ def _list(answer: Recommendations | None) -> RenderableType:
     if answer is None:
         return Text("\nRecommendations: nothing is published yet ('beamrec run' computes and publishes lists)")
     told = {"list": "own list", "expired_list": "own list, expired", "popular": "popular items: no list of their own"}
-    table = _table(f"\nRecommendations ({told.get(answer.served_from, answer.served_from)}; model {answer.model_version}, made "
-                   f"{_minute(answer.generated_at)} UTC)", "#", "item", "title", "score", "from", "why",
-                   right=("#", "item", "score"))
+    table = _table("#", "item", "title", "score", "from", "why", right=("#", "item", "score"))
     for item in answer.items:
         table.add_row(str(item.rank), escape(item.item_id), escape(item.metadata.title or ""), f"{item.score:.3f}",
                       item.rec_source, escape(item.explanation.reason))
-    return table
+    return _heading(f"Recommendations ({told.get(answer.served_from, answer.served_from)}; model {answer.model_version}, made "
+                    f"{_minute(answer.generated_at)} UTC)", table)
 
 
 def _neighbours(profile: ItemProfile, shown: int) -> RenderableType:
     if not profile.cooccurring:
         return Text("\nSeen together with: nothing yet")
-    table = _table(f"\nSeen together with ({min(shown, len(profile.cooccurring))} of {len(profile.cooccurring)})",
-                   "#", "item", "title", "score", right=("#", "item", "score"))
+    table = _table("#", "item", "title", "score", right=("#", "item", "score"))
     for rank, item in enumerate(profile.cooccurring[:shown], 1):
         table.add_row(str(rank), escape(item.item_id), escape(item.title or ""), f"{item.score:.3f}")
-    return table
+    return _heading(f"Seen together with ({min(shown, len(profile.cooccurring))} of {len(profile.cooccurring)})", table)
 
 
 def _minute(time: str) -> str:

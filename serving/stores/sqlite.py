@@ -22,11 +22,11 @@ CHUNK_ROWS = 20_000
 """Rows per transaction: long enough to amortise the commit, short enough for other writers to get their turn."""
 PAGE_ROWS = 2_000
 READ_KEYS = 512
-BUSY_SECONDS = 60.0
+BUSY_SECONDS = {True: 60.0, False: 1.0}
+"""How long a call waits for a lock, by ``create``: jobs wait for other writers, a server rather answers from memory."""
 
 # A 16 KiB page keeps a 100-item list inside its B-tree page instead of in overflow pages.
-_OPEN = f"""
-PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)};
+_OPEN = """
 PRAGMA synchronous=NORMAL;
 PRAGMA cache_size=-65536;
 PRAGMA mmap_size=1073741824;
@@ -107,8 +107,8 @@ class SqliteStore:
         if not self._create and not self.path.exists():
             raise StoreError(f"no store at {self.path}")
         try:
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False,
-                                         cached_statements=256, factory=_Connection)
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS[self._create], isolation_level=None,
+                                         check_same_thread=False, cached_statements=256, factory=_Connection)
             connection.executescript(_OPEN)
             layout = connection.execute("PRAGMA user_version").fetchone()[0]
             if layout == 0:
@@ -124,7 +124,7 @@ class SqliteStore:
 
     @staticmethod
     def _initialise(connection: sqlite3.Connection) -> None:
-        deadline = time.monotonic() + BUSY_SECONDS
+        deadline = time.monotonic() + BUSY_SECONDS[True]
         connection.execute("PRAGMA page_size=16384")
         while True:  # the switch to WAL ignores busy_timeout when several processes open a new file at once
             try:
@@ -148,7 +148,8 @@ class SqliteStore:
             try:
                 yield connection
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # SQLite itself rolls back when, for one, the disk is full
+                    connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
         except sqlite3.Error as error:
