@@ -16,7 +16,6 @@ from serving.stores import StoreError, open_store
 from serving.stores.base import Active, Cell, FeatureWrite
 from serving.versions import Pointers, version_for
 
-
 POSITIONS = st.integers(0, 10**6)
 
 

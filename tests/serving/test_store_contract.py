@@ -167,20 +167,23 @@ def test_flip_is_a_compare_and_set(store):
     assert store.active("cart") is None
 
 
-def test_of_flips_at_once_exactly_one_wins(store):
-    barrier, won = threading.Barrier(8), []
+def test_of_flips_at_once_exactly_one_wins_and_none_fails(store):
+    for round_ in range(25):
+        barrier, outcomes = threading.Barrier(6), []
+        before = store.active("homepage")
 
-    def race(name):
-        barrier.wait()
-        if store.flip("homepage", None, Active(name)):
-            won.append(name)
+        def race(name, barrier=barrier, before=before, outcomes=outcomes):
+            barrier.wait()
+            outcomes.append((store.flip("homepage", before, Active(name)), name))
 
-    threads = [threading.Thread(target=race, args=(f"v{i}",)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1 and store.active("homepage") == Active(won[0])
+        threads = [threading.Thread(target=race, args=(f"v{round_}-{i}",)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(outcomes) == 6  # a thread that raised leaves none
+        (winner,) = [name for won, name in outcomes if won]
+        assert store.active("homepage") == Active(winner)
 
 
 def test_a_version_in_use_is_not_dropped(store):
