@@ -46,10 +46,8 @@ def run(args: argparse.Namespace) -> int:
     options = daily.RunOptions(args.from_step, args.to_step, args.force, args.deadline, not args.in_process)
 
     def tell(result: daily.StepResult) -> None:
-        if config.quiet:
-            return
-        cost = f" in {result.seconds:.1f} s, {result.peak_rss_mib:.0f} MiB" if result.state == "done" else ""
-        print(f"{result.step:<10} {result.state}{cost} ({result.why})", file=sys.stderr)
+        if not config.quiet:
+            print(daily.line(result), file=sys.stderr)
 
     try:
         report = daily.run(config, parse_as_of(args.as_of, config.workspace), options, tell)

@@ -37,7 +37,7 @@ class StepFailed(RuntimeError):  # noqa: N818 - reads as what it is
 
 @dataclass(frozen=True)
 class StepResult:
-    """What became of a step: ``done`` or ``skipped``, and why."""
+    """What became of a step: ``done`` or ``skipped``, and why; seconds and peak memory are those of the run that did it."""
 
     step: str
     title: str
@@ -121,13 +121,19 @@ def run(config: Config, as_of: int, options: RunOptions | None = None,
     return DailyReport(run_id, _date(as_of), active.champion if active else None, time.monotonic() - started, results)
 
 
+def line(result: StepResult) -> str:
+    """One line about a step, for people."""
+    cost = f" in {result.seconds:.1f} s, {result.peak_rss_mib:.0f} MiB" if result.state == "done" else ""
+    return f"{result.step:<10} {result.state}{cost} ({result.why})"
+
+
 def _one(step: Step, context: Context, lake: Lake, forced: bool, lock: int, limit: float | None,
          options: RunOptions) -> StepResult:
     before = manifest.read(context.config.workspace, context.as_of, step.name)
     why = "asked for" if forced else _reason(step, context, lake, before)
     if why is None and before is not None:
-        return StepResult(step.name, step.title, "skipped", f"done by run {before.run_id} from the same inputs", 0.0, 0.0,
-                          before.outputs)
+        return StepResult(step.name, step.title, "skipped", f"done by run {before.run_id} from the same inputs",
+                          before.seconds, before.peak_rss_mib, before.outputs)
     if limit is not None and limit <= 0:
         raise _kept(context, f"{step.title} missed the deadline")
     if options.isolate:
@@ -222,17 +228,18 @@ def _config_of(values: dict[str, Any]) -> Config:
 
 
 def _log_to(workspace: Workspace, as_of: int, run_id: str, step: str) -> None:
-    """Sends this process's log to the run's file; every line names the run and the step."""
+    """Sends this process's log, and the libraries' warnings, to the run's file; every line names the run and the step."""
     folder = manifest.run_folder(workspace, as_of)
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "run.log")
     handler.setFormatter(logging.Formatter(f"%(asctime)s run={run_id} step={step} %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger("beamrec")
+    root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
-    root.setLevel(logging.INFO)
+    for name in ("beamrec", "beam_pipelines"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _date(as_of: int) -> str:
