@@ -23,6 +23,8 @@ MAX_FILES = 4
 _MERGE_ROWS = 4_000_000
 """A day of more files than MAX_FILES is merged into one, unless it is larger than this."""
 
+_SORT_AT_ONCE = 8_000_000
+
 Hashes = npt.NDArray[np.int64]
 
 
@@ -118,15 +120,15 @@ class EventFiles:
     def _settle_across_days(self) -> None:
         """An event id that occurs in two days (a copy with another time) keeps its lowest position."""
         new = [f for files in self._new.values() for f in files]
+        stored = [f for files in self._stored.values() for f in files]
         if not new:
             return
-        every = np.sort(np.concatenate([f.hashes[self._alive(f)] for f in new if f.hashes is not None]))
-        shared = [every[1:][every[1:] == every[:-1]]]
-        wanted = HashSet(every)
-        stored = [f for files in self._stored.values() for f in files]
-        with ThreadPoolExecutor(2) as pool:  # the only read that grows with the table: 8 bytes an event
-            for hits in pool.map(lambda f: (h := self._hashes(f))[wanted.contains(h) & self._alive(f)], stored):
-                shared.append(hits)
+        alive = [f.hashes[self._alive(f)] if f.path in self._lost else f.hashes for f in new if f.hashes is not None]
+        with ThreadPoolExecutor(2) as pool:
+            shared = _repeated(alive, pool)
+            if stored:  # the only read that grows with the table: 8 bytes an event
+                wanted = HashSet(np.concatenate(alive))
+                shared += pool.map(lambda f: (h := self._hashes(f))[wanted.contains(h) & self._alive(f)], stored)
         suspects = HashSet(np.concatenate(shared))
         if not suspects.size:
             return
@@ -183,6 +185,19 @@ class _EventDays(DayBuffer):
 
     def write_day(self, day: int, rows: pa.Table) -> None:
         self._files.write_day(day, rows)
+
+
+def _repeated(parts: list[Hashes], pool: ThreadPoolExecutor) -> list[Hashes]:
+    """The hashes that occur more than once among all parts; a range of hashes at a time, so that memory stays bounded."""
+    bits = max(1, (sum(map(len, parts)) // _SORT_AT_ONCE).bit_length())
+    shift = np.uint64(64 - bits)
+
+    def within(index: int) -> Hashes:
+        mine = [p[p.view(np.uint64) >> shift == index] for p in parts]
+        ordered = np.sort(np.concatenate(mine))
+        return ordered[1:][ordered[1:] == ordered[:-1]]
+
+    return list(pool.map(within, range(1 << bits)))
 
 
 class HashSet:

@@ -28,7 +28,9 @@ from schemas.tables import POSITION, TABLES
 from schemas.workspace import DAY_MICROS
 
 NAMESPACE = "beamrec"
-UNIQUE_COLUMNS = {"event_id", "event_hash", "payload", "state"}
+_PLAIN_COLUMNS = {"event_id", "event_hash", "payload", "state", "occurred_at", "ingested_at", "captured_at"}
+"""Nearly unique values: a dictionary of them would be built, found too large and thrown away."""
+_RISING_COLUMNS = {"offset": "DELTA_BINARY_PACKED"}
 
 
 @dataclass(frozen=True)
@@ -160,17 +162,18 @@ class Lake:
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder / f"{uuid.uuid4().hex}.parquet")
 
-    def write_file(self, name: str, rows: pa.Table, day: int | None = None, row_group_size: int = 262_144) -> str:
+    def write_file(self, name: str, rows: pa.Table, day: int | None = None, row_group_size: int = 1 << 20) -> str:
         """Writes rows of one day as one Parquet file (zstd) of the table's schema and returns its path.
 
         A string column may come dictionary-encoded: it is written as it is, which is several times faster.
         """
         path = self.new_path(name, day)
         schema = TABLES[name].schema
-        # Unique values: a dictionary of them would be built, found too large and thrown away.
-        encoded = [f.name for f in schema if f.name not in UNIQUE_COLUMNS]
-        pq.write_table(conform(rows, schema), path, compression="zstd", compression_level=1, use_dictionary=encoded,
-                       row_group_size=row_group_size, store_schema=False)
+        names = set(schema.names)
+        pq.write_table(
+            conform(rows, schema), path, compression="zstd", compression_level=1, row_group_size=row_group_size,
+            use_dictionary=sorted(names - _PLAIN_COLUMNS - _RISING_COLUMNS.keys()) or False,
+            column_encoding={n: e for n, e in _RISING_COLUMNS.items() if n in names} or None, store_schema=False)
         return path
 
     def commit(self, name: str, add: Sequence[str] = (), drop: Iterable[str] = (),

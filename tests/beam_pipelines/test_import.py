@@ -223,6 +223,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 KILLED = """
 import os, signal, sys
+import polars, pyiceberg.io.pyarrow  # once, not in every child
 from beam_pipelines.importers import run as importing
 from beam_pipelines.importers.detect import detect
 from beam_pipelines.io import lake
