@@ -27,7 +27,7 @@ USER_BOUNDS: dict[str, tuple[float, ...]] = {
     "recency_days": DAY_BOUNDS, "active_days_30d": COUNT_BOUNDS, "distinct_items_30d": COUNT_BOUNDS,
     "segment": (0.0, 0.5, 1.5, 2.5), "dwell_mean_7d": DWELL_BOUNDS,
 }
-ITEM_BOUNDS: dict[str, tuple[float, ...]] = {"ctr_smoothed_30d": RATE_BOUNDS, "age_days": DAY_BOUNDS}
+ITEM_BOUNDS: dict[str, tuple[float, ...]] = {"ctr_smoothed_30d": RATE_BOUNDS}
 """Fixed bucket bounds of counts, rates and ages. Bucket 0 holds missing values (-1), so n bounds make n + 1 buckets."""
 QUANTILES = 12
 """Buckets of what has no natural scale: year and price."""
@@ -35,7 +35,7 @@ QUANTILES = 12
 LISTS = ("liked_items", "liked_ages", "affinity_ids", "affinity_shares", "categories")
 USER_BUCKETS = (*USER_BOUNDS, "price_mean_30d")
 ITEM_BUCKETS = (*ITEM_BOUNDS, "year", "price")
-ITEM_NUMBERS = ("popularity_share_1d", "popularity_share_7d", "popularity_share_30d")
+ITEM_NUMBERS = ("popularity_share_30d",)
 
 
 def raw_feature_spec() -> dict[str, tf.io.FixedLenFeature | tf.io.VarLenFeature]:

@@ -29,16 +29,9 @@ class TwoTowerConfig:
     dropout: float = 0.2
     learning_rate: float = 2e-3
     batch_size: int = 512
-    epochs: int = 10
+    epochs: int = 7
     temperature: float = 0.1
-    history_dropout: float = 0.0
-    normalise: bool = True
-    shared: bool = True
-    mask_history: bool = True
-    attention: bool = True
-    user_features: bool = True
-    item_features: bool = True
-    l2: float = 0.0
+    history_dropout: float = 0.2
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for manifests and hashes."""

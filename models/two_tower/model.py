@@ -1,6 +1,6 @@
 """The two towers and their TFRS training model.
 
-A user is what they liked (attention over the last 50 positives) plus batch features: no user id, so a new user's first click
+A user is what they liked (the last 50 positives, weighted by age) plus batch features: no user id, so a new user's first click
 already counts. An item is its id (rare ids share buckets) plus content and statistics. Vectors are of length ``dim``; the
 last component of an item is its bias and that of a user is 1, so the score IS the dot product.
 """
@@ -75,7 +75,6 @@ class UserTower(tf.keras.layers.Layer):
         width = config.dim - 1
         self._histories = histories
         self._age_logits = _table(len(DAY_BOUNDS) + 1, 1, "age_logits")
-        self._attention = tf.keras.layers.Dense(1, use_bias=False, name="attention")
         self._bag = CategoryBag(sizes.categories, name="affinity_bag")
         self._bucket_tables = {n: _table(_buckets(n), _SMALL, f"user_{n}") for n in USER_BUCKETS}
         self._hidden = tf.keras.layers.Dense(config.hidden, "relu", name="user_hidden")
@@ -84,21 +83,15 @@ class UserTower(tf.keras.layers.Layer):
 
     def call(self, features: Features, training: bool = False) -> tf.Tensor:
         liked = self._pool(features["liked_items"], features["liked_ages"], training)
-        parts = [liked]
-        if self._config.user_features:
-            parts.append(self._bag(features["affinity_ids"], features["affinity_shares"]))
-            parts += [self._bucket_tables[n](features[n]) for n in USER_BUCKETS]
+        parts = [liked, self._bag(features["affinity_ids"], features["affinity_shares"]),
+                 *(self._bucket_tables[n](features[n]) for n in USER_BUCKETS)]
         hidden = self._dropout(self._hidden(tf.concat(parts, 1)), training=training)
-        vector = self._dropout(liked, training=training) + self._out(hidden)
-        if self._config.normalise:
-            vector = tf.math.l2_normalize(vector, 1)
+        vector = tf.math.l2_normalize(self._dropout(liked, training=training) + self._out(hidden), 1)
         return tf.concat([vector, tf.ones_like(vector[:, :1])], 1)
 
     def _pool(self, ids: tf.Tensor, ages: tf.Tensor, training: bool) -> tf.Tensor:
         embedded = self._histories(tf.maximum(ids, 0))
         logits = self._age_logits(tf.maximum(ages, 0))
-        if self._config.attention:
-            logits += self._attention(embedded)
         present = tf.cast(ids >= 0, tf.float32)
         if training and self._config.history_dropout:
             present *= tf.cast(tf.random.uniform(tf.shape(ids), seed=2) >= self._config.history_dropout, tf.float32)
@@ -125,13 +118,9 @@ class ItemTower(tf.keras.layers.Layer):
     def call(self, features: Features, training: bool = False) -> tf.Tensor:
         content = tf.concat([self._bag(features["categories"]), *(self._bucket_tables[n](features[n]) for n in ITEM_BUCKETS),
                              tf.stack([features[n] for n in ITEM_NUMBERS], 1)], 1)
-        vector, bias = self._ids(features["item_id"]), self._bias(features["item_id"])
-        if self._config.item_features:
-            hidden = self._dropout(self._hidden(content), training=training)
-            vector += self._out(hidden)
-            bias += self._feature_bias(hidden)
-        if self._config.normalise:
-            vector = tf.math.l2_normalize(vector, 1)
+        hidden = self._dropout(self._hidden(content), training=training)
+        vector = tf.math.l2_normalize(self._ids(features["item_id"]) + self._out(hidden), 1)
+        bias = self._bias(features["item_id"]) + self._feature_bias(hidden)
         return tf.concat([vector / self._config.temperature, bias], 1)
 
 
@@ -146,10 +135,8 @@ class TwoTower(tfrs.Model):
 
     def __init__(self, config: TwoTowerConfig, sizes: Sizes, sampling: npt.NDArray[np.float32]) -> None:
         super().__init__()
-        self._config = config
-        ids = _table(sizes.items, config.dim - 1, "item_ids")
-        self._ids_again = ids if config.shared else _table(sizes.items, config.dim - 1, "liked_ids")
-        self.user_tower = UserTower(config, sizes, self._ids_again)
+        ids = _table(sizes.items, config.dim - 1, "item_ids")  # one table: what one likes lies near what one will like
+        self.user_tower = UserTower(config, sizes, ids)
         self.item_tower = ItemTower(config, sizes, ids)
         self._sampling = tf.constant(sampling)
         self._task = tfrs.tasks.Retrieval(
@@ -159,15 +146,14 @@ class TwoTower(tfrs.Model):
         users = self.user_tower(features, training=training)
         items = self.item_tower(features, training=training)
         ids = features["item_id"]
-        mask = None
-        if self._config.mask_history:
-            # an item that the user liked before is no negative: it is never shown to them again
-            mask = tf.logical_not(_among(features["liked_items"], ids))
+        # an item that the user liked before is no negative: it is never shown to them again
+        own = tf.eye(tf.shape(ids)[0], dtype=tf.bool)  # rare items share ids, so a label may look like a liked item
+        mask = tf.logical_or(own, tf.logical_not(among(features["liked_items"], ids)))
         return self._task(users, items, candidate_sampling_probability=tf.gather(self._sampling, ids), candidate_ids=ids,
                           compute_metrics=False, compute_batch_metrics=False, score_mask=mask)
 
 
-def _among(lists: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+def among(lists: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     """[b, c] bool: whether list b of [b, n] holds id c of [c]; by sorting, as comparing all would cost b * n * c."""
     ordered = tf.sort(ids)
     at = tf.minimum(tf.searchsorted(ordered, tf.reshape(lists, [-1])), tf.shape(ids)[0] - 1)
