@@ -24,6 +24,7 @@ from pyiceberg.table import Table as IcebergTable
 from pyiceberg.table import TableProperties, _parquet_files_to_data_files
 from pyiceberg.transforms import DayTransform
 
+from beam_pipelines import crashpoints
 from schemas.tables import POSITION, TABLES
 from schemas.workspace import DAY_MICROS
 
@@ -195,6 +196,7 @@ class Lake:
             raise ValueError(f"not in table {name}: {', '.join(missing)}")
         if not add and not wanted:
             return self.snapshot_id(name)
+        crashpoints.reached(f"{name}.files")
         with table.transaction() as tx:
             if tx.table_metadata.name_mapping() is None:  # our files carry no field ids: columns are found by name
                 tx.set_properties(**{TableProperties.DEFAULT_NAME_MAPPING: table.schema().name_mapping.model_dump_json()})
@@ -204,6 +206,7 @@ class Lake:
                     change.delete_data_file(current[path])
                 for made in _parquet_files_to_data_files(tx.table_metadata, [f"file://{p}" for p in add], table.io):
                     change.append_data_file(made)
+        crashpoints.reached(f"{name}.committed")
         return self.snapshot_id(name)
 
     def replace_days(self, name: str, files: Mapping[int, Sequence[str]],

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
+from beam_pipelines import crashpoints
 from schemas import metric_names
 from schemas.keys import ITEM, row_key
 from serving.stores import open_store
@@ -36,6 +37,7 @@ class WriteLists(beam.DoFn):  # type: ignore[misc]
         written = self._store.write_lists(
             ListWrite(row, self._version, Cell(value, self._timestamp))
             for row, value in zip(batch.column("row").to_pylist(), batch.column("value").to_pylist(), strict=True))
+        crashpoints.reached("lists.chunk")
         self._written.inc(written)
         yield written
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from beam_pipelines import crashpoints
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import DataFile, Lake
 from beam_pipelines.options import Config
@@ -127,6 +128,7 @@ def publish_snapshot(config: Config, as_of: int, groups: Sequence[str] | None = 
             for entity, files in found.items():
                 for file in files:
                     count += store.write_features(_writes(entity, file.path, as_of, chosen))
+                    crashpoints.reached("features.cells")
                     stage.advance()
     finally:
         store.close()

@@ -6,6 +6,7 @@ import itertools
 import time
 from dataclasses import dataclass, replace
 
+from beam_pipelines import crashpoints
 from beam_pipelines.errors import KeptPrevious, UserError
 from beam_pipelines.jobs.recommend import read_report
 from beam_pipelines.options import Config
@@ -65,12 +66,14 @@ def run(config: Config, version: str, surface: str = "homepage", thresholds: Thr
         if wrong:
             raise KeptPrevious(f"version {version} was not published, {served}: " + "; ".join(wrong))
         changed = active is None or active.champion != version
+        crashpoints.reached("publish.gated")
         if changed:
             new = Active(version, active.challenger, active.percent, active.champion) if active else Active(version)
             if not store.flip(surface, active, new):
                 raise KeptPrevious(f"version {version} was not published: another publish changed {surface} meanwhile")
             active = new
         assert active is not None
+        crashpoints.reached("publish.flipped")
         expired = _expire(config, store, active, keep)
         return PublishReport(version, surface, active.previous, changed, stats, expired, time.monotonic() - started)
     finally:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import xxhash
 from apache_beam.ml.inference.base import ModelHandler
 
+from beam_pipelines import crashpoints
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import DataFile, Lake
 from beam_pipelines.io.store_sink import WriteLists, write_catalogue
@@ -156,6 +157,7 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
                              settings.blend.list_length, index.kind, recall, changed, time.monotonic() - started,
                              stages)
     document = {"manifest": manifest, "report": dataclasses.asdict(report)}
+    crashpoints.reached("lists.written")
     write_atomically(_manifest_path(config, version), json.dumps(document, indent=1, sort_keys=True).encode())
     shutil.rmtree(folder, ignore_errors=True)
     return report

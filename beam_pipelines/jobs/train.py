@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from beam_pipelines import crashpoints
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.jobs import fitting
@@ -71,6 +72,7 @@ def run(config: Config, as_of: int, settings: TwoTowerConfig | None = None, forc
         with registry.writing(version) as model:
             losses = fitting.fit(config, settings, [*examples.first, *examples.rest], model, scratch / "whole", "train")
             items = fitting.write_item_vectors(model, examples, as_of)
+            crashpoints.reached("model.written")
             _write(model.root / "metrics.json", metrics)
             _write(model.root / MANIFEST, {
                 "model_version": version, "as_of": as_of, "examples": examples.rows(), "items": items, "seed": config.seed,
