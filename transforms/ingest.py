@@ -20,8 +20,11 @@ MAX_ID_BYTES = 512
 MAX_AHEAD_MICROS = 600_000_000
 """An event may occur at most ten minutes after it was ingested: clocks differ by less."""
 
+END_OF_TIME = 7_258_118_400_000_000
+"""The year 2200, in microseconds: a later time is a mistake."""
+
 REASONS = ("", "missing_event_id", "missing_user_id", "unknown_event_type", "missing_item_id", "id_too_long",
-           "from_the_future", "before_1970", "value_not_finite")
+           "from_the_future", "time_out_of_range", "value_not_finite")
 """Why validate() refuses an event; a reason's code is its position, 0 is fine."""
 
 # A copy sent again is stamped anew and read elsewhere: that alone makes it no other event.
@@ -102,7 +105,7 @@ def validate(events: pa.Table) -> npt.NDArray[np.int8]:
     if ingested.null_count:
         ahead &= ingested.is_valid().to_numpy(zero_copy_only=False)
     refuse("from_the_future", ahead)
-    refuse("before_1970", micros(occurred) < 0)
+    refuse("time_out_of_range", (micros(occurred) < 0) | (micros(occurred) >= END_OF_TIME))
     for name in ("value", "price"):
         numbers = whole(events[name])
         if numbers.null_count < len(numbers):

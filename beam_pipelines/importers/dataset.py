@@ -18,8 +18,6 @@ from schemas.arrow import TIMESTAMP
 from schemas.tables import DEAD_LETTERS, EVENTS, ITEMS, RAW_EVENTS, USERS
 from schemas.xxh3 import fixed_strings, import_event_ids
 
-LAST_MICROS = 7_258_118_400_000_000
-"""The year 2200: a later time is a mistake."""
 EVENT_COLUMNS = pa.schema([f for f in EVENTS.schema if f.name != "event_hash"])
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from beam_pipelines.importers.dataset import LAST_MICROS, Dataset, capture
+from beam_pipelines.importers.dataset import Dataset, capture
 from beam_pipelines.importers.delimited import Format, as_ids, constant, parse, without_header
 from beam_pipelines.importers.lines import Block, File, read_blocks
 from beam_pipelines.io.ingest import Captured
+from transforms.ingest import END_OF_TIME
 
 FORMAT = Format(dict.fromkeys((
     "user_id", "session_id", "session_start", "session_size", "click_article_id", "click_timestamp", "click_environment",
@@ -30,7 +31,7 @@ class Globo(Dataset):
     def _clicks(self, block: Block) -> Captured:
         parsed = parse(block, FORMAT)
         millis = parsed.columns["click_timestamp"].to_numpy()
-        parsed.refuse((millis < 0) | (millis >= LAST_MICROS // 1000), "time_out_of_range", "click_timestamp is no time in ms")
+        parsed.refuse((millis < 0) | (millis >= END_OF_TIME // 1000), "time_out_of_range", "click_timestamp is no time in ms")
         rows = parsed.columns
         users, items = as_ids(rows["user_id"]), as_ids(rows["click_article_id"])
         self.seen_users.update(users.dictionary.to_pylist())

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines.importers.dataset import LAST_MICROS, Dataset, capture, dead_letters, filled
+from beam_pipelines.importers.dataset import Dataset, capture, dead_letters, filled
 from beam_pipelines.importers.delimited import MALFORMED, TRUNCATED, Format, as_ids, constant, parse, without_header
 from beam_pipelines.importers.lines import Block, File, read_blocks
 from beam_pipelines.io.ingest import Captured
 from schemas.arrow import TIMESTAMP
 from schemas.tables import EVENTS, ITEMS, USERS
-from transforms.ingest import MAX_ID_BYTES
+from transforms.ingest import END_OF_TIME, MAX_ID_BYTES
 
 _RATING_TYPES = (pa.int64(), pa.int64(), pa.float64(), pa.int64())
 ML_100K = Format(dict(zip(("user", "item", "rating", "timestamp"), _RATING_TYPES, strict=True)), "\t", header=False)
@@ -70,7 +70,7 @@ class MovieLens(Dataset):
         off = ~((stars >= MIN_STARS) & (stars <= MAX_STARS))
         parsed.refuse(off, "rating_out_of_range", f"a rating is {MIN_STARS} to {MAX_STARS} stars")
         seconds = seconds[~off]
-        parsed.refuse((seconds < 0) | (seconds >= LAST_MICROS // 1_000_000), "time_out_of_range", "timestamp is no time in s")
+        parsed.refuse((seconds < 0) | (seconds >= END_OF_TIME // 1_000_000), "time_out_of_range", "timestamp is no time in s")
         rows = parsed.columns
         users, items = as_ids(rows[user]), as_ids(rows[item])
         self.seen_users.update(users.dictionary.to_pylist())
