@@ -17,7 +17,7 @@ def check_snapshot(entity: str, rows: pa.Table, as_of: int, groups: Sequence[str
     """Failures of rows of one bucket (or all) of ``user_snapshots`` or ``item_snapshots``; none for good rows.
 
     Checked: as_of as asked, ids distinct and not empty, numbers finite, not negative and within their meaning, lists
-    not above their cap, without repeats, their times before as_of and falling, their scores positive.
+    not above their cap, their times before as_of and falling, their scores positive.
     """
     ids = rows.column(f"{entity}_id")
     failures = []
@@ -59,9 +59,6 @@ def _check_list(feature: Feature, column: pa.ChunkedArray, as_of: int) -> list[s
             failures.append(f"{feature.name}: longer than {feature.shape[0]}")
         owner = np.repeat(np.arange(len(lengths)), lengths)
         flat_times, flat_scores = times.flatten().to_numpy(), scores.flatten().to_numpy()
-        codes = ids.flatten().dictionary_encode().indices.to_numpy().astype(np.int64)
-        if len(np.unique((owner << 32) | codes)) != len(codes):
-            failures.append(f"{feature.name}: an id twice in a list")
         if (flat_times >= as_of).any():
             failures.append(f"{feature.name}: a time at or after as_of")
         if ((owner[1:] == owner[:-1]) & (flat_times[1:] > flat_times[:-1])).any():

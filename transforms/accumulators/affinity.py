@@ -22,8 +22,6 @@ class UserAffinity(Accumulator):
     def rows(self, events: Events) -> Frame:
         """See Accumulator."""
         categories, row, code = events.categories
-        keep = events.interacts[row]
-        row, code = row[keep], code[keep]
         return Frame.build(self.SPEC, events.users, events.user[row], categories, code, {"weight": events.weight[row]})
 
     def extract(self, as_of: int) -> Extract:

@@ -12,6 +12,7 @@ from schemas.event_types import CODES, EVENT_TYPES
 from schemas.workspace import DAY_MICROS
 from schemas.xxh3 import hash64_strings
 from transforms.accumulators.frame import Ids, Ints
+from transforms.accumulators.kernels import explode
 
 UNKNOWN_CATEGORY = "unknown"
 MICRO = 1_000_000
@@ -138,24 +139,14 @@ class Events:
 
     @cached_property
     def categories(self) -> tuple[Ids, Ints, Ints]:
-        """The categories, and for each (event, category) its event's row and its category's position.
+        """The categories, and for each (interaction, category) its event's row and its category's position.
 
         An event without categories has the one called ``unknown``; one that names a category twice has it once.
         """
         column = self._column("categories")
-        lengths = np.diff(column.offsets.to_numpy())
-        flat = column.flatten()
+        flat = column.values
         encoded = flat if pa.types.is_dictionary(flat.type) else flat.dictionary_encode()
         names = pa.concat_arrays([encoded.dictionary.cast(pa.large_string()), pa.array([UNKNOWN_CATEGORY], pa.large_string())])
         ids, position = Ids.of(hash64_strings(names), names)
-        row = np.repeat(np.arange(len(column)), lengths)
-        code = position[encoded.indices.to_numpy()]
-        bare = np.flatnonzero(lengths == 0)
-        row, code = np.concatenate((row, bare)), np.concatenate((code, np.full(len(bare), position[-1])))
-        if (lengths > 1).any():
-            key = (row << 32) | code
-            ranked = np.sort(key)
-            if (ranked[1:] == ranked[:-1]).any():
-                key = np.unique(ranked)
-                row, code = key >> 32, key & 0xFFFFFFFF
-        return ids, row, code
+        codes = position[encoded.indices.to_numpy()]
+        return ids, *explode(self.interacts, column.offsets.to_numpy(), codes, int(position[-1]))

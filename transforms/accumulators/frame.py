@@ -233,7 +233,7 @@ def _narrow(values: npt.NDArray[np.integer]) -> pa.Array:
 def _reduce(spec: Spec, keys: Ints, values: dict[str, Ints], entities: int, members: int) -> tuple[Ints, dict[str, Ints]]:
     width = members if spec.has_members else (int((keys & LOW).max()) + 1 if len(keys) else 0)
     size = entities * width
-    if size <= max(4 * len(keys), 1024) and size < 2**31:
+    if size <= max(16 * len(keys), 1024) and size < 2**31:
         distinct, group = kernels.dense_groups(keys, width, size)
     else:
         ranked = np.sort(keys)

@@ -178,3 +178,33 @@ def pair_codes(offsets: Ints, item: Ints, time: Ints, counts: npt.NDArray[np.boo
             out[filled + 1] = ((found[i] & 0xFFFFFFFF) << 32) | (found[i] >> 32)
             filled += 2
     return filled
+
+
+@njit(cache=True, nogil=True)
+def explode(keep: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32], codes: Ints, bare: int) -> tuple[Ints, Ints]:
+    """(row, code) of every distinct code in the list of every row kept; an empty list has the code ``bare``.
+
+    Args:
+      keep: (n,) rows that count; offsets: (n + 1,) bounds of their lists in ``codes``.
+    """
+    room = 0
+    for i in range(len(keep)):
+        if keep[i]:
+            room += max(1, offsets[i + 1] - offsets[i])
+    row, code = np.empty(room, np.int64), np.empty(room, np.int64)
+    filled = 0
+    for i in range(len(keep)):
+        if not keep[i]:
+            continue
+        begin = filled
+        for j in range(offsets[i], offsets[i + 1]):
+            repeated = False
+            for k in range(begin, filled):
+                repeated |= code[k] == codes[j]
+            if not repeated:
+                row[filled], code[filled] = i, codes[j]
+                filled += 1
+        if filled == begin:
+            row[filled], code[filled] = i, bare
+            filled += 1
+    return row[:filled], code[:filled]
