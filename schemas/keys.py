@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -18,12 +16,6 @@ ENTITY_KINDS = {"user": USER, "item": ITEM}
 def hash64(entity_id: str) -> int:
     """XXH3-64, seed 0, of the UTF-8 id."""
     return xxhash.xxh3_64_intdigest(entity_id.encode())
-
-
-def hash64_many(ids: Iterable[bytes]) -> npt.NDArray[np.uint64]:
-    """hash64 of each UTF-8 id, shape (n,)."""
-    digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(i) for i in ids), dtype=np.uint64)
 
 
 def hash64_column(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
