@@ -26,11 +26,11 @@ class TwoTowerConfig:
 
     dim: int = 64
     hidden: int = 128
-    dropout: float = 0.2
+    dropout: float = 0.3
     learning_rate: float = 2e-3
     batch_size: int = 512
-    epochs: int = 7
-    temperature: float = 0.1
+    epochs: int = 8
+    temperature: float = 0.15
     history_dropout: float = 0.2
 
     def as_dict(self) -> dict[str, Any]:
