@@ -33,8 +33,8 @@ def some_events(seed: int = 3, n: int = 5_000) -> pa.Table:
         "value": pa.array(rng.integers(1, 6, n).astype(float), mask=names != "rating"),
         "categories": [[f"c{c}" for c in rng.choice(6, rng.integers(0, 4), replace=False)] for _ in range(n)],
         "price": pa.array(np.round(rng.random(n) * 90, 2), mask=rng.random(n) < .3),
-        "attributes": pa.array([[]] * n, EVENTS.schema.field("attributes").type), "schema_version": pa.array([1] * n, pa.int32()),
-        "source": ["test"] * n, "partition": pa.array([0] * n, pa.int32()), "offset": pa.array(range(n), pa.int64()),
+        "attributes": pa.array([[]] * n, EVENTS.schema.field("attributes").type),
+        "schema_version": pa.array([1] * n, pa.int32()), "source": ["test"] * n, "partition": pa.array([0] * n, pa.int32()), "offset": pa.array(range(n), pa.int64()),
         "index": pa.array([0] * n, pa.int32()),
     })
 
@@ -125,7 +125,8 @@ def test_affinity(computed, oracle, day):
     wanted: dict = {}
     for user, category, weight in oracle.execute(f"""SELECT user_id, c, sum(weight) FROM (SELECT user_id, weight,
             unnest(CASE WHEN len(categories) = 0 THEN ['unknown'] ELSE categories END) AS c
-            FROM e WHERE active AND day < {day} AND day >= {day - 30}) GROUP BY ALL ORDER BY user_id, sum(weight) DESC, c""").fetchall():
+            FROM e WHERE active AND day < {day} AND day >= {day - 30}) GROUP BY ALL
+            ORDER BY user_id, sum(weight) DESC, c""").fetchall():
         wanted.setdefault(user, []).append((category, weight))
     for user, row in stored(computed, "user_snapshots", day).items():
         found, expected = row["category_affinity_30d"], wanted.get(user, [])
@@ -161,7 +162,8 @@ def test_item_numbers(computed, oracle, day):
         SELECT * EXCLUDE (clicks, shown), popularity_1d / sum(popularity_1d) OVER () AS popularity_share_1d,
         popularity_7d / sum(popularity_7d) OVER () AS popularity_share_7d,
         popularity_30d / sum(popularity_30d) OVER () AS popularity_share_30d,
-        CASE WHEN shown > 0 THEN (clicks + 20 * (sum(clicks) OVER () / sum(shown) OVER ())) / (shown + 20) END AS ctr_smoothed_30d
+        CASE WHEN shown > 0 THEN (clicks + 20 * (sum(clicks) OVER () / sum(shown) OVER ())) / (shown + 20) END
+            AS ctr_smoothed_30d
         FROM s""").to_arrow_table().to_pylist()
     assert {r["item_id"] for r in rows} == got.keys()
     for row in rows:

@@ -1,0 +1,32 @@
+"""Measure speed beside other engines, in one run, with equal results checked.
+
+  beamrec bench affinity [--json]      30-day category affinity of 10 M events: beamrec, Polars, PySpark, row-wise Beam
+  beamrec bench incremental [--json]   the nightly run after one new day, against computing all 30 days
+  beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
+
+'beamrec bench NAME --help' shows the sizes that can be changed. Data is made once, under --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+BENCHMARKS = ("affinity", "incremental", "recommend")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The name; the rest belongs to that benchmark's own parser."""
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="flags of the benchmark")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs ``benchmarks.NAME``."""
+    module = importlib.import_module(f"benchmarks.{args.name}")
+    parser = argparse.ArgumentParser(prog=f"beamrec bench {args.name}", description=module.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    print(f"bench {args.name}", file=sys.stderr)
+    return int(module.run(parser.parse_args(args.rest)) or 0)
