@@ -239,17 +239,17 @@ def fetch_classes(users: Users, catalogue: Catalogue, blend: Blend) -> list[tupl
 
 
 class _Scratch:
-    """Per-item working memory of one thread; marks are tags, so nothing is cleared between users."""
+    """Working memory of one thread, a row per item so that an item costs one cache miss; nothing is cleared between users.
+
+    ``marks`` [m, 3] holds: 2 * user number (consumed) or 2 * user number + 1 (a candidate already), the user number whose
+    item-CF sum stands in ``sums``, and the history item that gave most of it. ``sums`` [m, 2]: the sum, its largest part.
+    """
 
     def __init__(self, items: int) -> None:
-        self.tag = np.zeros(1, np.int64)
-        self.seen = np.zeros(items, np.int64)
-        self.taken = np.zeros(items, np.int64)
-        self.touched_tag = np.zeros(items, np.int64)
+        self.user = np.zeros(1, np.int32)
+        self.marks = np.zeros((items, 3), np.int32)
+        self.sums = np.zeros((items, 2), np.float32)
         self.touched = np.zeros(items, np.int32)
-        self.sums = np.zeros(items, np.float32)
-        self.best = np.zeros(items, np.float32)
-        self.because = np.zeros(items, np.int32)
 
 
 class Ranker:
@@ -283,8 +283,8 @@ class Ranker:
         _rank(span[0], span[1], users.history_offsets, users.history, users.history_weights, users.consumed_offsets,
               users.consumed, vectors, has_vector, found, dots, c.vectors, c.active, c.popularity, c.by_popularity, c.offsets,
               c.neighbours, c.strengths, b.item_cf, b.popularity, b.neighbours, b.item_cf_candidates, b.popular_candidates,
-              b.floor, s.tag, s.seen, s.taken, s.touched_tag, s.touched, s.sums, s.best, s.because, lists.counts,
-              lists.positions, lists.scores, lists.sources, lists.reasons, lists.because)
+              b.floor, s.user, s.marks, s.sums, s.touched, lists.counts, lists.positions, lists.scores, lists.sources,
+              lists.reasons, lists.because)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -300,47 +300,47 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
           consumed: I32, vectors: F32, has_vector: npt.NDArray[np.bool_], found: I32, dots: F32, item_vectors: F32,
           active: npt.NDArray[np.bool_], popularity: F32, by_popularity: I32, offsets: I64, neighbours: I32, strengths: F32,
           cf_weight: float, popularity_weight: float, max_neighbours: int, cf_candidates: int, popular_candidates: int,
-          floor: float, tags: I64, seen: I64, taken: I64, touched_tag: I64, touched: I32, sums: F32, best: F32,
-          because: I32, out_counts: I32, out_positions: I32, out_scores: F32, out_sources: U8, out_reasons: U8,
-          out_because: I32) -> None:
+          floor: float, number: I32, marks: I32, sums: F32, touched: I32, out_counts: I32,
+          out_positions: I32, out_scores: F32, out_sources: U8, out_reasons: U8, out_because: I32) -> None:
     length = out_positions.shape[1]
     room = found.shape[1] + cf_candidates + max(popular_candidates, length)
     candidates, raw = np.empty(room, np.int32), np.empty(room, np.float32)
     cf_scores, cf_positions = np.empty(cf_candidates, np.float32), np.empty(cf_candidates, np.int32)
     for user in range(first, end):
-        tags[0] += 1
-        tag = tags[0]
+        number[0] += 1
+        tag = number[0]
+        done, taken = 2 * tag, 2 * tag + 1
         with_vector = has_vector[user]
         for j in range(consumed_offsets[user], consumed_offsets[user + 1]):
             if consumed[j] >= 0:
-                seen[consumed[j]] = tag
+                marks[consumed[j], 0] = done
 
         touched_count, cf_max = 0, np.float32(0)
         for j in range(history_offsets[user], history_offsets[user + 1]):
             start = offsets[history[j]]
             for e in range(start, min(offsets[history[j] + 1], start + max_neighbours)):
                 item = neighbours[e]
-                if seen[item] == tag or not active[item]:
+                if marks[item, 0] == done or not active[item]:
                     continue
                 share = history_weights[j] * strengths[e]
-                if touched_tag[item] != tag:
-                    touched_tag[item] = tag
+                if marks[item, 1] != tag:
+                    marks[item, 1], marks[item, 2] = tag, -1
+                    sums[item, 0], sums[item, 1] = 0, 0
                     touched[touched_count] = item
                     touched_count += 1
-                    sums[item], best[item], because[item] = 0, 0, -1
-                sums[item] += share
-                if share > best[item]:
-                    best[item], because[item] = share, history[j]
-                cf_max = max(cf_max, sums[item])
+                sums[item, 0] += share
+                if share > sums[item, 1]:
+                    sums[item, 1], marks[item, 2] = share, history[j]
+                cf_max = max(cf_max, sums[item, 0])
 
         count = 0
         highest, lowest = np.float32(0), np.float32(0)
         if with_vector:
             for j in range(found.shape[1]):
                 item = found[user, j]
-                if item < 0 or seen[item] == tag or not active[item]:
+                if item < 0 or marks[item, 0] == done or not active[item]:
                     continue
-                taken[item] = tag
+                marks[item, 0] = taken
                 candidates[count], raw[count] = item, dots[user, j]
                 if count == 0:
                     highest = dots[user, j]
@@ -351,20 +351,19 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
         cf_count = 0
         if cf_max > 0:
             for j in range(touched_count):
-                cf_count = keep_best(cf_scores, cf_positions, cf_count, sums[touched[j]], touched[j])
+                if marks[touched[j], 0] != taken:
+                    cf_count = keep_best(cf_scores, cf_positions, cf_count, sums[touched[j], 0], touched[j])
         for j in range(cf_count):
-            item = cf_positions[j]
-            if taken[item] != tag:
-                taken[item] = tag
-                candidates[count] = item
-                count += 1
-        wanted = count + popular_candidates if with_vector or cf_count else length
+            marks[cf_positions[j], 0] = taken
+            candidates[count] = cf_positions[j]
+            count += 1
+        wanted = count + popular_candidates if count else length
         for j in range(len(by_popularity)):
             if count >= max(wanted, length):
                 break
             item = by_popularity[j]
-            if seen[item] != tag and taken[item] != tag:
-                taken[item] = tag
+            if marks[item, 0] != done and marks[item, 0] != taken:
+                marks[item, 0] = taken
                 candidates[count] = item
                 count += 1
 
@@ -373,7 +372,7 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
         for j in range(count):
             item = candidates[j]
             tower = _tower(j, retrieved, item, with_vector, raw, vectors[user], item_vectors, lowest, scale, floor)
-            cf = cf_weight * sums[item] / cf_max if cf_max > 0 and touched_tag[item] == tag else np.float32(0)
+            cf = cf_weight * sums[item, 0] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
             total = tower + cf + popularity_weight * popularity[item]
             if not with_vector and cf_max == 0:
                 total = popularity[item]
@@ -382,11 +381,11 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
         out_counts[user] = size
         for j in range(size):
             item = positions[j]
-            cf = cf_weight * sums[item] / cf_max if cf_max > 0 and touched_tag[item] == tag else np.float32(0)
+            cf = cf_weight * sums[item, 0] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
             popular = popularity_weight * popularity[item]
             tower = scores[j] - cf - popular
             if cf > 0:
-                out_reasons[user, j], out_because[user, j] = _BECAUSE, because[item]
+                out_reasons[user, j], out_because[user, j] = _BECAUSE, marks[item, 2]
                 out_sources[user, j] = _TWO_TOWER if with_vector and tower >= cf else _ITEM_CF
             elif with_vector and tower > 0:
                 out_reasons[user, j], out_sources[user, j] = _TASTE, _TWO_TOWER

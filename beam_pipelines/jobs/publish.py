@@ -115,10 +115,11 @@ def _scan(store: Store, version: str, expected: Expected, stage: Stage) -> ListS
 
 
 def _expire(config: Config, store: Store, active: Active, keep: int) -> tuple[str, ...]:
-    """Drops versions older than the active one, but the newest ``keep - 1`` of them and what a rollback needs."""
-    older = [v for v in store.versions() if v < active.champion and v not in (active.challenger, active.previous)]
+    """Drops versions older than the active one, but the newest ``keep - 1`` of them, and what a rollback needs."""
+    older = [v for v in store.versions() if v < active.champion]
+    stale = [v for v in older[: max(0, len(older) - (keep - 1))] if v not in (active.challenger, active.previous)]
     expired = []
-    for version in older[: max(0, len(older) - (keep - 1))]:
+    for version in stale:
         try:
             store.drop_version(version)
         except StoreError:  # another surface serves it

@@ -23,7 +23,7 @@ from transforms.topk import exact_top_k
 LISTS_SCHEMA = pa.schema([pa.field("row", pa.string()), pa.field("value", pa.binary())])
 """What ``Recommend`` emits: row key (schemas.keys.list_key) and packed list (schemas.cells.RankedList)."""
 
-_SAMPLED = 64  # one user in so many is compared with brute force
+_SAMPLED = 32  # so many users of a batch are compared with brute force
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class _RankUsers(beam.DoFn):  # type: ignore[misc]
 
     def _compare(self, users: Users, vectors: npt.NDArray[np.float32], usable: npt.NDArray[np.bool_],
                  found: npt.NDArray[np.int32]) -> None:
-        sample = np.flatnonzero(usable & (hash64_column(users.user_ids) % np.uint64(_SAMPLED) == 0))
+        sample = np.flatnonzero(usable)
+        sample = sample[np.argsort(hash64_column(users.user_ids)[sample], kind="stable")[:_SAMPLED]]
         wanted, hits = retrieval_hits(self._retrieval.catalogue, users.take(sample), vectors[sample], found[sample],
                                       self._blend.list_length)
         self._wanted.inc(wanted)
