@@ -34,7 +34,8 @@ def some_events(seed: int = 3, n: int = 5_000) -> pa.Table:
         "categories": [[f"c{c}" for c in rng.choice(6, rng.integers(0, 4), replace=False)] for _ in range(n)],
         "price": pa.array(np.round(rng.random(n) * 90, 2), mask=rng.random(n) < .3),
         "attributes": pa.array([[]] * n, EVENTS.schema.field("attributes").type),
-        "schema_version": pa.array([1] * n, pa.int32()), "source": ["test"] * n, "partition": pa.array([0] * n, pa.int32()), "offset": pa.array(range(n), pa.int64()),
+        "schema_version": pa.array([1] * n, pa.int32()), "source": ["test"] * n,
+        "partition": pa.array([0] * n, pa.int32()), "offset": pa.array(range(n), pa.int64()),
         "index": pa.array([0] * n, pa.int32()),
     })
 
