@@ -203,6 +203,7 @@ class _Planner:
             chain = _digest(chain, day, self._prints[day])
         self._last_chain = chain
         self._published = {d: self._published_at(d) for d in as_ofs}
+        self._stale: dict[int, list[str]] = defaultdict(list)
         self._done = self._snapshots_done(as_ofs)
         self.to_make = [d for d in as_ofs if d not in self._done]
 
@@ -260,7 +261,7 @@ class _Planner:
                 if (window is None and day >= running.get(name, (-1, []))[0]) or \
                         (window is not None and any(a - window <= day < a for a in self.to_make)):
                     needed[day].add(name)
-        stored, self._stale = [], defaultdict(list)
+        stored: list[StoredStates] = []
         missing: dict[int, set[str]] = {d: set(names) for d, names in needed.items()}
         kept: dict[int, list[tuple[str, Marks]]] = defaultdict(list)
         for day, files in self._stored("partials", last).items():
@@ -299,7 +300,7 @@ class _Planner:
             partial_inputs={d: {n: self._print(d, n) for n in names} for d, names in missing.items()},
             snapshots=tuple(Snapshot(d, self._published[d], {
                 (e, b): lake.new_path(_TABLES[e], d * DAY_MICROS) for e in entities for b in buckets}) for d in self.to_make),
-            state_day=last if lasting else None,
+            state_day=last if any(running.get(n, (None, []))[0] != last for n in lasting) else None,
             state_paths={(e, b): lake.new_path("states", last * DAY_MICROS) for e in entities for b in buckets},
             state_inputs={n: _digest(n, self._chain(last)) for n in lasting},
             schema_metadata={d: {_INPUTS.decode(): _digest(self._chain(d)), _GROUPS.decode(): ",".join(self._groups)}
@@ -327,7 +328,10 @@ class _Planner:
             self._lake.commit("partials", [p for paths in made.values() for p in paths], stale)
         states = [p for p in plan.state_paths.values() if Path(p).exists()]
         if states and plan.state_day is not None:
-            self._lake.replace_days("states", {plan.state_day * DAY_MICROS: states})
+            held = self._lake.files("states")
+            earlier = sorted({f.day or 0 for f in held if (f.day or 0) < plan.state_day * DAY_MICROS})
+            dropped = {*earlier[:-1], plan.state_day * DAY_MICROS}  # this night's and the last before it are kept
+            self._lake.commit("states", states, [f.path for f in held if f.day in dropped])
         for entity, table in _TABLES.items():
             days = {s.as_of * DAY_MICROS: [p for (e, _), p in s.paths.items() if e == entity and Path(p).exists()]
                     for s in plan.snapshots}
