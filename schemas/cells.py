@@ -147,11 +147,12 @@ def encode_recs_many(
     causes, cause_ends = _taken(catalogue, because[listed])
     version = model_version.encode()
     tail = _RECS.pack(generated_at, expires_at, len(version)) + version
-    bounds = np.concatenate([[0], np.cumsum(counts)]).tolist()
+    ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    bounds = ends.tolist()
     raw_scores, raw_sources = scores[listed].astype("<f4").tobytes(), sources[listed].tobytes()
     raw_reasons = reasons[listed].tobytes()
     heads = {count: _HEADER.pack(LAYOUT, RECS, 0, count) + tail for count in set(counts.tolist())}
-    starts = np.repeat(bounds[:-1], counts)
+    starts = np.repeat(ends[:-1], counts)
     item_starts, cause_starts = item_ends[bounds].tolist(), cause_ends[bounds].tolist()
     raw_items = (item_ends[1:] - item_ends[starts]).astype("<u4").tobytes()
     raw_causes = (cause_ends[1:] - cause_ends[starts]).astype("<u4").tobytes()

@@ -14,28 +14,20 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from schemas.cells import REASONS, SOURCES
+from transforms.catalogue import F32, I32, I64, Catalogue, offsets_of, positions_of, ragged_of
 from transforms.topk import keep_best, sort_best
 
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 _TWO_TOWER, _ITEM_CF, _POPULAR = (SOURCES.index(n) for n in ("two_tower", "item_cf", "popular"))
 _BECAUSE, _TASTE, _IS_POPULAR = (REASONS.index(n) for n in ("because_you_watched", "similar_taste", "popular"))
-
-
-_ARRAYS = ("active", "popularity", "by_popularity", "offsets", "neighbours", "strengths")
 
 
 @dataclass(frozen=True)
@@ -64,29 +56,6 @@ class Blend:
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """Every item by position; the first n are the index's, in its order.
-
-    Attributes:
-      item_ids: m ids.
-      vectors: (n, d), n <= m.
-      active: (m,) bool.
-      popularity: (m,) in [0, 1], see the module's formula.
-      by_popularity: positions of active items, most popular first, ties by position.
-      offsets, neighbours, strengths: co-occurring items of position i are neighbours[offsets[i]:offsets[i + 1]].
-    """
-
-    item_ids: pa.StringArray
-    vectors: F32
-    active: npt.NDArray[np.bool_]
-    popularity: F32
-    by_popularity: I32
-    offsets: I64
-    neighbours: I32
-    strengths: F32
-
-
-@dataclass(frozen=True)
 class Users:
     """A batch of n users. ``history`` and ``consumed`` are positions, newest first: user i's at offsets[i]:offsets[i + 1]."""
 
@@ -101,8 +70,8 @@ class Users:
         """These users, in this order."""
         history = _rows_of(self.history_offsets, rows)
         consumed = _rows_of(self.consumed_offsets, rows)
-        return Users(self.user_ids.take(pa.array(rows)), _offsets(np.diff(self.history_offsets)[rows]), self.history[history],
-                     self.history_weights[history], _offsets(np.diff(self.consumed_offsets)[rows]), self.consumed[consumed])
+        return Users(self.user_ids.take(pa.array(rows)), offsets_of(np.diff(self.history_offsets)[rows]), self.history[history],
+                     self.history_weights[history], offsets_of(np.diff(self.consumed_offsets)[rows]), self.consumed[consumed])
 
 
 @dataclass(frozen=True)
@@ -124,100 +93,26 @@ class Lists:
     because: I32
 
 
-def make_catalogue(index_ids: pa.StringArray, vectors: F32, snapshot: pa.Table, items: pa.Table,
-                   popularity: str = "popularity_30d") -> Catalogue:
-    """Joins the index's items, an item snapshot (item_id, ``popularity``, cooccurring_items) and the catalogue (item_id,
-    is_active). An item that the catalogue does not know is active: events came before its upsert."""
-    named = [chunk.cast(pa.string()) for table in (snapshot, items) for chunk in table["item_id"].chunks]
-    known = pa.concat_arrays([index_ids, *named]).unique()
-    rest = known.slice(len(index_ids))  # unique keeps first occurrences, so the index's items come first
-    ids = pa.concat_arrays([index_ids, rest.take(pc.array_sort_indices(rest))])  # the order of the rows must not matter
-    count = len(ids)
-    active = np.ones(count, bool)
-    active[_positions(items["item_id"], ids)] = items["is_active"].to_numpy()
-    at = _positions(snapshot["item_id"], ids)
-    weight = np.zeros(count, np.float64)
-    weight[at] = np.nan_to_num(snapshot[popularity].to_numpy())
-    logs = np.log1p(np.maximum(weight, 0))
-    share = (logs / max(float(logs.max(initial=0)), 1e-12)).astype(np.float32)
-    order = np.argsort(-share, kind="stable").astype(np.int32)
-    offsets, neighbours, strengths = _neighbours(snapshot["cooccurring_items"], at, ids)
-    return Catalogue(ids, np.ascontiguousarray(vectors, np.float32), active, share, order[active[order]], offsets, neighbours,
-                     strengths)
-
-
-def save_catalogue(catalogue: Catalogue, folder: Path) -> None:
-    """Writes everything but the vectors, which the index holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "arrays.npz", **{name: getattr(catalogue, name) for name in _ARRAYS})
-    table = pa.table({"item_id": catalogue.item_ids})
-    with pa.OSFile(str(folder / "ids.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def load_catalogue(folder: Path, index_ids: pa.StringArray, vectors: F32) -> Catalogue:
-    """Reads what save_catalogue wrote; raises ValueError when it was made for another index."""
-    with pa.memory_map(str(folder / "ids.arrow")) as source:
-        item_ids = pa.concat_arrays(pa.ipc.open_file(source).read_all()["item_id"].chunks)
-    if not item_ids.slice(0, len(index_ids)).equals(index_ids):
-        raise ValueError("the catalogue was made for another index")
-    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-        return Catalogue(item_ids, vectors, **{name: arrays[name] for name in _ARRAYS})
-
-
-def _positions(ids: pa.ChunkedArray | pa.Array, catalogue: pa.StringArray) -> I32:
-    """Position of each id, -1 for one that is not there."""
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
-    found = pc.index_in(ids.cast(pa.string()), catalogue)
-    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-
-
-def _ragged(column: pa.ChunkedArray | pa.StructArray) -> tuple[I64, pa.Array, F32]:
-    """(lengths per row, ids, scores) of a snapshot's list column; a null row is empty."""
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    ids, scores = pc.struct_field(column, "ids"), pc.struct_field(column, "scores")
-    lengths = pc.fill_null(pc.list_value_length(ids), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    flat = pc.list_flatten(scores).to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return lengths, pc.list_flatten(ids), flat
-
-
-def _neighbours(column: pa.ChunkedArray, at: I32, ids: pa.StringArray) -> tuple[I64, I32, F32]:
-    lengths, names, scores = _ragged(column)
-    owner = np.repeat(at, lengths)
-    found = _positions(names, ids)
-    keep = (found >= 0) & (owner >= 0)
-    owner, found, scores = owner[keep], found[keep], scores[keep]
-    order = np.argsort(owner, kind="stable")
-    counts = np.bincount(owner, minlength=len(ids))
-    return _offsets(counts), found[order], scores[order]
-
-
-def _offsets(lengths: npt.NDArray[Any]) -> I64:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
 def _rows_of(offsets: I64, rows: npt.NDArray[np.integer]) -> I64:
     """Positions of the values of some rows of a ragged column, row after row."""
     lengths = np.diff(offsets)[rows]
-    starts = _offsets(lengths)[:-1]
+    starts = offsets_of(lengths)[:-1]
     return np.arange(int(lengths.sum())) - np.repeat(starts - offsets[:-1][rows], lengths)
 
 
 def users_of(batch: pa.RecordBatch, catalogue: Catalogue, blend: Blend) -> Users:
     """The users of a snapshot batch (user_id, last_items, consumed_items); items outside the catalogue are left out."""
-    lengths, names, weights = _ragged(batch.column("last_items"))
-    rank = np.arange(len(names)) - np.repeat(_offsets(lengths)[:-1], lengths)
+    lengths, names, weights = ragged_of(batch.column("last_items"))
+    rank = np.arange(len(names)) - np.repeat(offsets_of(lengths)[:-1], lengths)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     head = np.flatnonzero(rank < blend.history)
-    found = _positions(names.take(pa.array(head)), catalogue.item_ids)
+    found = positions_of(names.take(pa.array(head)), catalogue.item_ids)
     kept = found >= 0
     weights = weights[head] * np.exp2(-rank[head] / blend.half_life).astype(np.float32)
-    consumed_lengths, consumed_names, _ = _ragged(batch.column("consumed_items"))
-    consumed = _positions(consumed_names, catalogue.item_ids)  # -1 (unknown) is skipped by the kernel
-    return Users(batch.column("user_id").cast(pa.string()), _offsets(np.bincount(owner[head][kept], minlength=len(lengths))),
-                 found[kept], weights[kept], _offsets(consumed_lengths), consumed)
+    consumed_lengths, consumed_names, _ = ragged_of(batch.column("consumed_items"))
+    consumed = positions_of(consumed_names, catalogue.item_ids)  # -1 (unknown) is skipped by the kernel
+    return Users(batch.column("user_id").cast(pa.string()), offsets_of(np.bincount(owner[head][kept], minlength=len(lengths))),
+                 found[kept], weights[kept], offsets_of(consumed_lengths), consumed)
 
 
 def fetch_classes(users: Users, catalogue: Catalogue, blend: Blend) -> list[tuple[I64, int]]:

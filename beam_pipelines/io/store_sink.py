@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
@@ -21,9 +22,10 @@ _CATALOGUE_ROWS = 20_000
 
 
 class WriteLists(beam.DoFn):  # type: ignore[misc]
-    """RecordBatches of transforms.beam.recommend.LISTS_SCHEMA -> the store, under one version; yields how many were written.
+    """RecordBatches of transforms.beam.recommend.LISTS_SCHEMA -> the store, under one version.
 
-    A bundle that is tried again writes the same cells.
+    A batch is written while the next is ranked; a failure fails the bundle, and a bundle that is tried again writes the same
+    cells.
     """
 
     def __init__(self, store: str, version: str, timestamp: int) -> None:
@@ -32,16 +34,28 @@ class WriteLists(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         self._store = open_store(self._uri)
+        self._writer = ThreadPoolExecutor(1)
+        self._pending: Future[int] | None = None
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[int]:
-        written = self._store.write_lists(
+    def process(self, batch: pa.RecordBatch) -> None:
+        self._wait()
+        self._pending = self._writer.submit(self._write, batch)
+
+    def finish_bundle(self) -> None:
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._written.inc(pending.result())
+
+    def _write(self, batch: pa.RecordBatch) -> int:
+        return self._store.write_lists(
             ListWrite(row, self._version, Cell(value, self._timestamp))
             for row, value in zip(batch.column("row").to_pylist(), batch.column("value").to_pylist(), strict=True))
-        crashpoints.reached("lists.chunk")
-        self._written.inc(written)
-        yield written
 
     def teardown(self) -> None:
+        self._writer.shutdown()
         self._store.close()
 
 

@@ -37,7 +37,8 @@ from schemas.workspace import DAY_MICROS, write_atomically
 from serving.stores import open_store
 from serving.stores.base import Cell, ListWrite, Store
 from transforms.beam.recommend import Recommend, Retrieval, Stamp, pack
-from transforms.candidates import Blend, Catalogue, Ranker, Users, load_catalogue, make_catalogue, save_catalogue
+from transforms.candidates import Blend, Ranker, Users
+from transforms.catalogue import Catalogue, load_catalogue, make_catalogue, save_catalogue
 
 BATCH_ROWS = 8192
 

@@ -140,3 +140,15 @@ def test_exact_top_k_is_a_full_sort_with_ties_by_position(rows: int, items: int,
         order = sorted(range(items), key=lambda i: (-dots[i], i))[:k]
         assert positions[row].tolist() == order + [-1] * (k - len(order))
         assert scores[row, : len(order)].tolist() == [dots[i] for i in order]
+
+
+@pytest.mark.slow
+def test_recall_on_300_000_items_of_64_dimensions(capsys: pytest.CaptureFixture[str]) -> None:
+    built = item_index.build(ids_of(300_000), clustered(300_000, 64, 3000), "tt-a")
+    queries = clustered(500, 64, 3000, seed=1)
+    truth, _ = exact_top_k(queries, built.vectors, 100)
+    found, _ = built.search(queries, 100, "tt-a")
+    recall = np.mean([len(set(t) & set(f)) / 100 for t, f in zip(truth.tolist(), found.tolist(), strict=True)])
+    with capsys.disabled():
+        print(f"\n{built.kind} recall@100 on 300,000 x 64: {recall:.4f}")
+    assert built.kind == "scann" and recall >= 0.99

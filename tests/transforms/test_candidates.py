@@ -14,16 +14,13 @@ from hypothesis import strategies as st
 from schemas.cells import REASONS, SOURCES
 from transforms.candidates import (
     Blend,
-    Catalogue,
     Lists,
     Ranker,
     Users,
     fetch_classes,
-    load_catalogue,
-    make_catalogue,
-    save_catalogue,
     users_of,
 )
+from transforms.catalogue import Catalogue, load_catalogue, make_catalogue, save_catalogue
 from transforms.topk import exact_top_k
 
 LISTED = pa.struct([("ids", pa.list_(pa.string())), ("times", pa.list_(pa.int64())), ("scores", pa.list_(pa.float32()))])

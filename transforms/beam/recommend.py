@@ -17,7 +17,8 @@ from apache_beam.utils.shared import Shared
 from schemas import metric_names
 from schemas.cells import encode_recs_many
 from schemas.keys import hash64_column, list_key
-from transforms.candidates import Blend, Catalogue, Lists, Ranker, Users, fetch_classes, users_of
+from transforms.candidates import Blend, Lists, Ranker, Users, fetch_classes, users_of
+from transforms.catalogue import Catalogue
 from transforms.topk import exact_top_k
 
 LISTS_SCHEMA = pa.schema([pa.field("row", pa.string()), pa.field("value", pa.binary())])
