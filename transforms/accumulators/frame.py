@@ -145,6 +145,9 @@ class Frame:
             members = Ids.empty()
             keys = np.concatenate([(a[f.keys >> 32] << 32) | (f.keys & LOW) for f, a in zip(frames, at, strict=True)])
         values = {c: np.concatenate([f.values[c] for f in frames]) for c in spec.columns}
+        if len(frames) == 2:  # a running state and a day: both are in order
+            keys, group = kernels.union_groups(keys[: len(frames[0])], keys[len(frames[0]) :])
+            return cls(entities, members, keys, _reduce_groups(spec, group, values, len(keys)))
         keys, values = _reduce(spec, keys, values, len(entities), len(members))
         return cls(entities, members, keys, values)
 
@@ -239,7 +242,10 @@ def _reduce(spec: Spec, keys: Ints, values: dict[str, Ints], entities: int, memb
         ranked = np.sort(keys)
         distinct = ranked[np.concatenate(([True], ranked[1:] != ranked[:-1]))] if len(ranked) else ranked
         group = np.searchsorted(distinct, keys)
-    n = len(distinct)
+    return distinct, _reduce_groups(spec, group, values, len(distinct))
+
+
+def _reduce_groups(spec: Spec, group: Ints, values: dict[str, Ints], n: int) -> dict[str, Ints]:
     out = {c: kernels.sum_groups(group, values[c], n) for c in spec.sums}
     out |= {c: kernels.min_groups(group, values[c], n) for c in spec.minima}
     out |= {c: kernels.max_groups(group, values[c], n) for c in spec.maxima}
@@ -247,4 +253,4 @@ def _reduce(spec: Spec, keys: Ints, values: dict[str, Ints], entities: int, memb
         time, tie = spec.last[:2]
         rows = kernels.last_rows(group, values[time], values[tie].view(np.uint64), n)
         out |= {c: values[c][rows] for c in spec.last}
-    return distinct, out
+    return out

@@ -208,3 +208,32 @@ def explode(keep: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32], codes: 
             row[filled], code[filled] = i, bare
             filled += 1
     return row[:filled], code[:filled]
+
+
+@njit(cache=True, nogil=True)
+def union_groups(one: Ints, other: Ints) -> tuple[Ints, Ints]:
+    """Groups of two runs of ascending distinct keys, in one pass.
+
+    Returns:
+      the distinct keys in ascending order, and the position among them of each key of ``one`` and then ``other``.
+    """
+    n, m = len(one), len(other)
+    distinct = np.empty(n + m, np.int64)
+    group = np.empty(n + m, np.int64)
+    i = j = count = 0
+    while i < n or j < m:
+        if j == m or (i < n and one[i] < other[j]):
+            distinct[count] = one[i]
+            group[i] = count
+            i += 1
+        elif i == n or other[j] < one[i]:
+            distinct[count] = other[j]
+            group[n + j] = count
+            j += 1
+        else:
+            distinct[count] = one[i]
+            group[i] = group[n + j] = count
+            i += 1
+            j += 1
+        count += 1
+    return distinct[:count], group
