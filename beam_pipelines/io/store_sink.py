@@ -50,9 +50,11 @@ class WriteLists(beam.DoFn):  # type: ignore[misc]
             self._written.inc(pending.result())
 
     def _write(self, batch: pa.RecordBatch) -> int:
-        return self._store.write_lists(
+        written = self._store.write_lists(
             ListWrite(row, self._version, Cell(value, self._timestamp))
             for row, value in zip(batch.column("row").to_pylist(), batch.column("value").to_pylist(), strict=True))
+        crashpoints.reached("lists.chunk")
+        return written
 
     def teardown(self) -> None:
         self._writer.shutdown()
