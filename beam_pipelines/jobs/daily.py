@@ -6,6 +6,7 @@ run's lock is free once both are dead. Whatever moment that is, the next run goe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,8 +106,7 @@ def run(config: Config, as_of: int, options: RunOptions | None = None,
     last = names.index(options.to_step) + 1 if options.to_step else len(names)
     again = names.index(options.from_step) if options.from_step else 0 if options.force else len(names)
     results: list[StepResult] = []
-    with manifest.locked(config.workspace, run_id) as lock:
-        _log_to(config.workspace, as_of, run_id, "run")
+    with manifest.locked(config.workspace, run_id) as lock, _logged(config.workspace, as_of, run_id, "run"):
         _LOG.info("started")
         for position, step in enumerate(STEPS[:last]):
             limit = options.deadline - (time.monotonic() - started) if options.deadline and step.name == FEATURE_STEP else None
@@ -227,19 +227,21 @@ def _config_of(values: dict[str, Any]) -> Config:
     return Config.of(root, **{**values, "lake": Path(values["lake"]), "beam_args": tuple(values["beam_args"])})
 
 
-def _log_to(workspace: Workspace, as_of: int, run_id: str, step: str) -> None:
+@contextlib.contextmanager
+def _logged(workspace: Workspace, as_of: int, run_id: str, step: str) -> Iterator[None]:
     """Sends this process's log, and the libraries' warnings, to the run's file; every line names the run and the step."""
     folder = manifest.run_folder(workspace, as_of)
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "run.log")
     handler.setFormatter(logging.Formatter(f"%(asctime)s run={run_id} step={step} %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger()
-    for old in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
-        root.removeHandler(old)
-        old.close()
-    root.addHandler(handler)
     for name in ("beamrec", "beam_pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _date(as_of: int) -> str:
@@ -260,8 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _die_with_parent(order["parent"])
     config = _config_of(order["config"])
     context = Context(config, order["as_of"], order["run_id"], order["outputs"])
-    _log_to(config.workspace, context.as_of, context.run_id, order["step"])
-    with os.fdopen(int(words[0]), "w") as answer:
+    logged = _logged(config.workspace, context.as_of, context.run_id, order["step"])
+    with os.fdopen(int(words[0]), "w") as answer, logged:
         try:
             execute(step_named(order["step"]), context)
         except KeptPrevious as outcome:
