@@ -28,7 +28,8 @@ from schemas.workspace import DAY_MICROS
 from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite
 from transforms.accumulators import ACCUMULATORS, GROUP_ACCUMULATORS
-from transforms.beam.features import PAIR_NAMES, TAIL, BatchFeatures, EventFile, Plan, Snapshot, StoredStates
+from transforms.beam.features import PAIR_NAMES, TAIL, BatchFeatures
+from transforms.feature_plan import EventFile, Plan, Snapshot, StoredStates
 from transforms.partials import Marks, read_marks
 from transforms.quality import check_snapshot
 from transforms.snapshots import store_cells
