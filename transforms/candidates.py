@@ -183,10 +183,11 @@ class Ranker:
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _dot(a: F32, b: F32) -> np.float32:
+def _dot(users: F32, user: int, items: F32, item: int) -> np.float32:
+    """By row numbers: a view per row would count references, and two threads would fight for the counter."""
     total = np.float32(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
+    for i in range(users.shape[1]):
+        total += users[user, i] * items[item, i]
     return total
 
 
@@ -266,7 +267,7 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
         scores, positions, size = out_scores[user], out_positions[user], 0
         for j in range(count):
             item = candidates[j]
-            tower = _tower(j, retrieved, item, with_vector, raw, vectors[user], item_vectors, lowest, scale, floor)
+            tower = _tower(j, retrieved, item, with_vector, raw, vectors, user, item_vectors, lowest, scale, floor)
             cf = cf_weight * sums[item, 0] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
             total = tower + cf + popularity_weight * popularity[item]
             if not with_vector and cf_max == 0:
@@ -289,14 +290,14 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _tower(j: int, retrieved: int, item: int, with_vector: bool, raw: F32, vector: F32, item_vectors: F32, lowest: float,
-           scale: float, floor: float) -> np.float32:
+def _tower(j: int, retrieved: int, item: int, with_vector: bool, raw: F32, vectors: F32, user: int, item_vectors: F32,
+           lowest: float, scale: float, floor: float) -> np.float32:
     if not with_vector:
         return np.float32(0)
     if j < retrieved:
         dot = raw[j]
     elif item < len(item_vectors):
-        dot = _dot(vector, item_vectors[item])
+        dot = _dot(vectors, user, item_vectors, item)
     else:
         return np.float32(floor)
     return max(np.float32(floor), (dot - lowest) * scale)
