@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import types
+from collections.abc import Iterator
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TFRS is built on Keras 2
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,8 +14,23 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the model is small, and a
 # TFRS imports scann's TensorFlow op, which is built for another TensorFlow; its place is taken, for we only use the pybind API.
 sys.modules.setdefault("scann.scann_ops.py.scann_ops", types.ModuleType("scann.scann_ops.py.scann_ops"))
 
-import tensorflow as tf  # noqa: E402
-import tensorflow_recommenders as tfrs  # noqa: E402
+
+@contextlib.contextmanager
+def _native_log_off() -> Iterator[None]:
+    """The C++ libraries print notes while they load, before any log level applies; Python's errors are raised as ever."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+with _native_log_off():
+    import tensorflow as tf
+    import tensorflow_recommenders as tfrs
 
 tf.get_logger().setLevel("ERROR")
 
