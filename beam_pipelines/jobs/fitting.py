@@ -55,7 +55,7 @@ class Examples:
     def fingerprint(self) -> str:
         """XXH3-128 of the content of every file, 32 hex digits."""
         digest = xxhash.xxh3_128()
-        for path in [*self.first, *self.rest, self.catalogue, self.item_snapshots]:
+        for path in [*self.first, *self.rest, str(self.catalogue), str(self.item_snapshots)]:
             digest.update(Path(path).read_bytes())
         return digest.hexdigest()
 
@@ -93,8 +93,8 @@ def make_examples(config: Config, lake: Lake, folder: Path, until: int, split_at
         _ = (p | "LakeFiles" >> beam.Create(files, reshuffle=False)
              | "Examples" >> BuildExamples(str(catalogue), str(snapshots) if found.num_rows else "", str(folder), until,
                                            split_at, config.buckets))
-    return Examples(*(sorted(str(f) for f in (folder / part).glob("*.parquet")) for part in ("first", "rest")),
-                    catalogue, snapshots, split_at)
+    first, rest = (sorted(str(f) for f in (folder / part).glob("*.parquet")) for part in ("first", "rest"))
+    return Examples(first, rest, catalogue, snapshots, split_at)
 
 
 def catalogue_size(examples: Examples) -> int:
