@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from schemas.cells import encode_list, encode_vectors
 from schemas.features import FEATURES, SEGMENTS, features_of, group
@@ -85,6 +86,8 @@ def snapshot_rows(entity: str, extracts: Sequence[Extract], as_of: int, publishe
                   groups: Sequence[str]) -> pa.Table:
     """Rows of ``user_snapshots`` or ``item_snapshots``: one per entity of any extract, in order of the id's hash.
 
+    Ids in lists are dictionary-encoded.
+
     Args:
       as_of: day number; published_at: microseconds.
       groups: what was computed: an entity without values has the feature's default (a list: empty). Features of other
@@ -113,7 +116,20 @@ def snapshot_rows(entity: str, extracts: Sequence[Extract], as_of: int, publishe
             default = np.nan if feature.default is None else feature.default
             aligned = align(base, entities, values, default).astype(np.float32)
             columns[feature.name] = pa.array(aligned, mask=np.isnan(aligned))
-    return pa.table([columns[f.name] for f in schema], schema=schema)
+    return pa.table([columns[f.name] for f in schema],
+                    schema=pa.schema([f.with_type(columns[f.name].type) for f in schema]))
+
+
+def write_rows(rows: pa.Table, path: str, metadata: Mapping[str, str]) -> None:
+    """Writes rows of ``snapshot_rows`` as one Parquet file that reads back as the table's schema.
+
+    Only ids of lists are dictionary-encoded, as they come: to look every number up costs more than all else here.
+    """
+    lists = [f"{f.name}.ids.list.element" for f in rows.schema if pa.types.is_struct(f.type)]
+    with pq.ParquetWriter(path, rows.schema, compression="zstd", compression_level=1, use_dictionary=lists or False,
+                          store_schema=False) as writer:
+        writer.write_table(rows, row_group_size=65_536)
+        writer.add_key_value_metadata(dict(metadata))
 
 
 def _list_column(base: Ids, entities: Ids, lists: Lists) -> pa.Array:
@@ -122,7 +138,7 @@ def _list_column(base: Ids, entities: Ids, lists: Lists) -> pa.Array:
     offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
     return pa.StructArray.from_arrays(
         [pa.ListArray.from_arrays(offsets, values)
-         for values in (lists.ids.cast(pa.string()), pa.array(lists.times), pa.array(lists.scores))],
+         for values in (lists.ids, pa.array(lists.times), pa.array(lists.scores))],
         names=["ids", "times", "scores"])
 
 

@@ -31,7 +31,7 @@ class UserAffinity(Accumulator):
         rows_of, rows = best(offsets, (weight << 32) | (LOW - string_ranks(frame.members)[member]), AFFINITY_CAP)
         total = sum_groups(frame.keys >> 32, weight, len(frame.entities))
         share = (weight[rows] / total[frame.keys[rows] >> 32]).astype(np.float32)
-        lists = Lists(rows_of, frame.members.ids.take(member[rows]), np.zeros(len(rows), np.int64), share)
+        lists = Lists(rows_of, frame.members.named(member[rows]), np.zeros(len(rows), np.int64), share)
         return Extract(frame.entities, {"category_affinity_30d": lists})
 
 

@@ -19,7 +19,7 @@ class Lists:
     """One list per entity: entity e has the values at offsets[e] to offsets[e + 1]."""
 
     offsets: Ints
-    ids: pa.Array
+    ids: pa.DictionaryArray
     times: Ints
     scores: npt.NDArray[np.float32]
 

@@ -224,7 +224,7 @@ class ItemCooccurrence(_Decayed):
         score = (pair / (np.sqrt(count_a[item] * count_b[member]) + SHRINKAGE)).astype(np.float32)
         rank = (score.view(np.int32).astype(np.int64) << 32) | (LOW - string_ranks(frame.members)[member])
         bounds, rows = best(frame.offsets(), rank, COOCCURRENCE_CAP)
-        lists = Lists(bounds, frame.members.ids.take(pa.array(member[rows])), np.zeros(len(rows), np.int64), score[rows])
+        lists = Lists(bounds, frame.members.named(member[rows]), np.zeros(len(rows), np.int64), score[rows])
         return Extract(frame.entities, {"cooccurring_items": lists})
 
 

@@ -77,6 +77,10 @@ class Ids:
             return self, codes
         return Ids(self.hashes[used], self.ids.filter(pa.array(used))), (np.cumsum(used) - 1)[codes]
 
+    def named(self, codes: Ints) -> pa.DictionaryArray:
+        """The ids at some positions, (n,), dictionary-encoded: no string is copied."""
+        return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), self.ids.cast(pa.string()))
+
     def slice(self, start: int, end: int) -> Ids:
         """The ids at positions start to end."""
         return Ids(self.hashes[start:end], self.ids.slice(start, end - start))
@@ -136,6 +140,10 @@ class Frame:
         frames = [f for f in frames if len(f)]
         if len(frames) <= 1:
             return frames[0] if frames else cls.empty(spec)
+        if len(frames) > 2:
+            frames.sort(key=len)
+            if len(frames[-1]) > sum(map(len, frames[:-1])):  # a running state and what is new: its rows are in order already
+                frames = [cls.merge(spec, frames[:-1]), frames[-1]]
         entities, at = Ids.union([f.entities for f in frames])
         if spec.has_members:
             members, member_at = Ids.union([f.members for f in frames])

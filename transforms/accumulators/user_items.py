@@ -47,7 +47,7 @@ class _UserItems(Accumulator):
         frame = self.frame
         time = frame.values["time"]
         bounds, rows = newest(frame.offsets(), time, frame.values["tie"].view(np.uint64), self.CAP)
-        lists = Lists(bounds, frame.members.ids.take(frame.keys[rows] & LOW), time[rows],
+        lists = Lists(bounds, frame.members.named(frame.keys[rows] & LOW), time[rows],
                       frame.values["weight"][rows].astype(np.float32))
         return Extract(frame.entities, {self.FEATURE: lists})
 

@@ -7,6 +7,7 @@ the plan, so a retried bundle overwrites its own.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,16 +19,20 @@ import pyarrow.parquet as pq
 from apache_beam.metrics import Metrics
 
 from schemas import metric_names
+from schemas.workspace import DAY_MICROS
 from transforms.accumulators import ACCUMULATORS, GROUP_ACCUMULATORS, Accumulator, ItemDays, ItemUserDays
 from transforms.accumulators.base import Globals
 from transforms.accumulators.cooccurrence import Interactions, pairs_of_day
 from transforms.accumulators.events import Events
 from transforms.feature_plan import EventFile, Plan, StoredStates
 from transforms.partials import read_states, write_states
-from transforms.snapshots import extract_groups, snapshot_rows
+from transforms.quality import check_snapshot
+from transforms.snapshots import extract_groups, snapshot_rows, write_rows
 
 TAIL = "user_tail"
 """The partial that the next day's pairs need: interactions of a day's last half hour, by user bucket."""
+FAILURES = "beamrec.failures"
+"""In the metadata of a snapshot file: the quality checks that its rows failed, a JSON list."""
 PAIR_NAMES = (ItemUserDays.NAME, "item_cooccurrence")
 GLOBAL_NAMES = (ItemDays.NAME, ItemUserDays.NAME)
 COMPLETE = "complete"
@@ -355,6 +360,6 @@ class _MergeAndExtract(beam.DoFn):
             if len(rows):
                 self._rows.inc(len(rows))
                 path = snapshot.paths[entity, bucket]
-                pq.write_table(rows.replace_schema_metadata(dict(plan.schema_metadata.get(snapshot.as_of, {}))), path,
-                               compression="zstd", compression_level=1, row_group_size=65_536)
+                failures = check_snapshot(entity, rows, snapshot.as_of * DAY_MICROS, plan.groups)
+                write_rows(rows, path, {**plan.schema_metadata.get(snapshot.as_of, {}), FAILURES: json.dumps(failures)})
                 yield path
