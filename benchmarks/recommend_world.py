@@ -16,6 +16,7 @@ from beam_pipelines.io.lake import Lake
 from beam_pipelines.options import Config
 from models.registry import ModelVersion, Registry, write_vectors
 from models.two_tower.config import TwoTowerConfig
+from schemas.keys import hash64_column
 from schemas.tables import ITEM_SNAPSHOTS, ITEMS, USER_SNAPSHOTS, Table
 from schemas.workspace import DAY_MICROS
 from transforms.examples import EXAMPLE_SCHEMA, item_rows
@@ -62,8 +63,8 @@ def draw(users: int, items: int, seed: int) -> World:
 def write(config: Config, world: World) -> None:
     """Snapshots and catalogue into the lake."""
     lake = Lake.open(config.lake)
-    parts = [_user_snapshot(world, start, min(start + _FILE_USERS, len(world.histories)))
-             for start in range(0, len(world.histories), _FILE_USERS)]
+    order = np.argsort(hash64_column(user_ids(np.arange(len(world.histories)))), kind="stable")  # as the features job writes
+    parts = [_user_snapshot(world, order[start : start + _FILE_USERS]) for start in range(0, len(order), _FILE_USERS)]
     lake.replace_days("user_snapshots", {AS_OF: [lake.write_file("user_snapshots", part, AS_OF) for part in parts]})
     lake.replace_days("item_snapshots", {AS_OF: [lake.write_file("item_snapshots", _item_snapshot(world), AS_OF)]})
     lake.replace_all("items", catalogue(world))
@@ -109,6 +110,11 @@ def item_ids(numbers: Ints) -> pa.Array:
     return _names("item-", numbers, 6)
 
 
+def user_ids(numbers: Ints) -> pa.Array:
+    """Ids like ``user-0000042``."""
+    return _names("user-", numbers, 7)
+
+
 def _names(prefix: str, numbers: Ints, width: int = 1) -> pa.Array:
     distinct, codes = np.unique(numbers, return_inverse=True)
     words = pa.array([f"{prefix}{n:0{width}d}" for n in distinct.tolist()])
@@ -133,14 +139,14 @@ def _lists(names: pa.Array, per_row: int, rows: int, scores: npt.NDArray[np.floa
     return pa.StructArray.from_arrays(parts, names=["ids", "times", "scores"])
 
 
-def _user_snapshot(world: World, start: int, end: int) -> pa.Table:
-    rows, taken = end - start, world.histories[start:end].reshape(-1)
+def _user_snapshot(world: World, users: Ints) -> pa.Table:
+    rows, taken = len(users), world.histories[users].reshape(-1)
     weights = np.full(len(taken), 3, np.float32)
     items = _lists(item_ids(taken), CONSUMED, rows, weights)
-    own = np.sort(world.cluster[world.histories[start:end]], axis=1)[:, [0, CONSUMED // 2, -1]]
+    own = np.sort(world.cluster[world.histories[users]], axis=1)[:, [0, CONSUMED // 2, -1]]
     return _table(USER_SNAPSHOTS, rows, {
         "as_of": pa.array(np.full(rows, AS_OF)), "published_at": pa.array(np.full(rows, AS_OF)),
-        "user_id": _names("user-", np.arange(start, end), 7), "last_items": items, "liked_items": items,
+        "user_id": user_ids(users), "last_items": items, "liked_items": items,
         "consumed_items": items,
         "category_affinity_30d": _lists(_names("c", own.reshape(-1)), 3, rows, np.full(3 * rows, 1 / 3, np.float32)),
     })
@@ -174,7 +180,7 @@ def _examples(world: World, items: pa.Table) -> pa.Table:
     three = pa.array(np.arange(count + 1, dtype=np.int32) * 3)
     own = np.sort(world.cluster[liked], axis=1)[:, [0, CONSUMED // 2, -1]].reshape(-1)
     columns = {
-        "user_id": _names("user-", chosen, 7), "occurred_at": pa.array(np.full(count, AS_OF - 1)),
+        "user_id": user_ids(chosen), "occurred_at": pa.array(np.full(count, AS_OF - 1)),
         "event_hash": pa.array(np.arange(count)),
         "liked_items": pa.ListArray.from_arrays(offsets, item_ids(liked.reshape(-1))),
         "liked_ages": pa.ListArray.from_arrays(offsets, ages),

@@ -4,7 +4,7 @@
   beamrec index --model VERSION --kind exact|scann
 
 The index lies beside the model, carries its version and refuses the vectors of any other. ScaNN's effort is calibrated
-against brute force when it is built; 'recall' is what it reached on sample queries.
+against brute force when it is built, with the vectors of users of the newest snapshot; 'recall' is what it reached.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         state = "found" if report.reused else "built"
         print(f"{state} {report.kind} index of model {report.model_version}: {report.items:,} items, "
-              f"recall@100 {report.recall:.3f}, {report.seconds:.1f} s")
+              f"recall {report.recall:.3f}, {report.seconds:.1f} s")
     return 0

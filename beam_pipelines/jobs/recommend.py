@@ -204,7 +204,7 @@ def _manifest(as_of: int, model: ModelVersion, index: item_index.ItemIndex, sett
     return {
         "as_of": as_of,
         "model_version": model.version,
-        "index": index.kind,
+        "index": {"kind": index.kind, **getattr(index, "settings", {})},
         "inputs": {
             "user_snapshots": sorted(_file_fingerprint(f.path) for f in files),
             "item_snapshots": _table_fingerprint(snapshot.drop_columns(["as_of"])),

@@ -7,83 +7,37 @@ contract suite (tests/models/test_index.py); the exact one is the oracle of the 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from models.inference.index_base import (
+    ITEMS,
+    LAYOUT,
+    MANIFEST,
+    IndexFormatError,
+    IndexVersionError,
+    ItemIndex,
+    Kind,
+    Matrix,
+    Positions,
+    check_queries,
+    read_vectors,
+    replacing,
+    write_index,
+    write_vectors,
+)
+from models.inference.scann_index import ScannIndex
 from transforms.topk import exact_top_k
+
+__all__ = ["EXACT_UP_TO", "ExactIndex", "IndexFormatError", "IndexVersionError", "ItemIndex", "build", "kind_for",
+           "load", "read_vectors", "write_vectors"]
 
 EXACT_UP_TO = 20_000
 """Catalogues of at most this many items are searched exactly: as fast there, and never wrong."""
-
-_LAYOUT = 1
-_MANIFEST = "manifest.json"
-_ITEMS = "items.arrow"
-
-Kind = Literal["exact", "scann"]
-Positions = npt.NDArray[np.int32]
-Matrix = npt.NDArray[np.float32]
-
-
-class IndexVersionError(ValueError):
-    """The query vectors come from another model than the index: their dot products would mean nothing."""
-
-
-class IndexFormatError(ValueError):
-    """A folder that holds no readable index."""
-
-
-class ItemIndex(Protocol):
-    """Items by dot product."""
-
-    @property
-    def item_ids(self) -> pa.StringArray:
-        """n ids; a position is an index into them."""
-        ...
-
-    @property
-    def vectors(self) -> Matrix:
-        """(n, d) float32."""
-        ...
-
-    @property
-    def model_version(self) -> str:
-        """Of the model that made the vectors."""
-        ...
-
-    @property
-    def kind(self) -> Kind:
-        """Which implementation."""
-        ...
-
-    def search(self, queries: Matrix, k: int, query_model_version: str) -> tuple[Positions, Matrix]:
-        """The k best items of each query, best first.
-
-        Args:
-          queries: (n, d) float32.
-          k: how many; where fewer are found the rest of a row is position -1, score -inf.
-          query_model_version: the model that made the queries.
-
-        Returns:
-          (positions (n, k) int32, scores (n, k) float32: dot products, non-increasing).
-
-        Raises:
-          IndexVersionError: the queries come from another model.
-          ValueError: queries of another dimension.
-        """
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Writes the index; a reader, or a restart after a crash, finds a whole index in the folder or none."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -105,18 +59,20 @@ class ExactIndex:
             write_index(temporary, self, {})
 
 
-def check_queries(index: ItemIndex, queries: Matrix, query_model_version: str) -> Matrix:
-    """Contiguous float32 queries that fit the index; raises as ItemIndex.search says."""
-    if query_model_version != index.model_version:
-        raise IndexVersionError(f"the index was built from model {index.model_version}, the queries come from model "
-                                f"{query_model_version}: rebuild the index ('beamrec index') or use the matching model")
-    if queries.ndim != 2 or queries.shape[1] != index.vectors.shape[1]:
-        raise ValueError(f"queries of shape {queries.shape} do not fit vectors of {index.vectors.shape[1]} dimensions")
-    return np.ascontiguousarray(queries, np.float32)
+def kind_for(items: int, kind: Kind | Literal["auto"] = "auto") -> Kind:
+    """Which index a catalogue of that size gets: exact for at most EXACT_UP_TO items, else ScaNN, unless ``kind`` says."""
+    if kind != "auto":
+        return kind
+    return "exact" if items <= EXACT_UP_TO else "scann"
 
 
-def build(item_ids: pa.StringArray, vectors: Matrix, model_version: str, kind: Kind | Literal["auto"] = "auto") -> ItemIndex:
-    """Builds an index: exact for at most EXACT_UP_TO items, else ScaNN, unless ``kind`` says.
+def build(item_ids: pa.StringArray, vectors: Matrix, model_version: str, kind: Kind | Literal["auto"] = "auto",
+          queries: Matrix | None = None) -> ItemIndex:
+    """Builds an index of the kind that ``kind_for`` says.
+
+    Args:
+      item_ids, vectors: n ids and (n, d) vectors.
+      queries: (q, d) user vectors that an approximate index is calibrated with; None: it makes up some.
 
     Raises:
       ValueError: no items, ids and vectors of different length, repeated ids, or a value that is not finite.
@@ -128,68 +84,23 @@ def build(item_ids: pa.StringArray, vectors: Matrix, model_version: str, kind: K
         raise ValueError("an item id is repeated")
     if not np.isfinite(vectors).all():
         raise ValueError("an item vector has a value that is not finite")
-    if kind == "exact" or (kind == "auto" and len(vectors) <= EXACT_UP_TO):
+    if kind_for(len(vectors), kind) == "exact":
         return ExactIndex(item_ids, vectors, model_version)
-    from models.inference.scann_index import ScannIndex  # ScaNN is optional where only small catalogues are served
-
-    return ScannIndex.build(item_ids, vectors, model_version)
+    return ScannIndex.build(item_ids, vectors, model_version, queries)
 
 
 def load(folder: Path) -> ItemIndex:
     """Reads a saved index; raises IndexFormatError when the folder holds none that this version can read."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise IndexFormatError(f"{folder} holds no index: {error}") from error
-    if manifest.get("layout") != _LAYOUT:
-        raise IndexFormatError(f"{folder} has index layout {manifest.get('layout')}, this version reads {_LAYOUT}")
+    if manifest.get("layout") != LAYOUT:
+        raise IndexFormatError(f"{folder} has index layout {manifest.get('layout')}, this version reads {LAYOUT}")
     try:
-        item_ids, vectors = read_vectors(folder / _ITEMS)
+        item_ids, vectors = read_vectors(folder / ITEMS)
         if manifest["kind"] == "exact":
             return ExactIndex(item_ids, vectors, manifest["model_version"])
-        from models.inference.scann_index import ScannIndex
-
         return ScannIndex.open(folder, item_ids, vectors, manifest["model_version"], manifest["settings"])
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise IndexFormatError(f"{folder} holds a broken index: {error}") from error
-
-
-def read_vectors(path: Path) -> tuple[pa.StringArray, Matrix]:
-    """Ids and (n, d) vectors of an Arrow file with columns item_id and vector (a fixed-size list of float32)."""
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all().combine_chunks()
-    if not table.num_rows:
-        raise pa.ArrowInvalid(f"{path} holds no items")
-    column = table["vector"].chunk(0)
-    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return table["item_id"].chunk(0).cast(pa.string()), vectors.reshape(len(column), column.type.list_size)
-
-
-def write_vectors(path: Path, item_ids: pa.StringArray, vectors: Matrix) -> None:
-    """Writes what ``read_vectors`` reads."""
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    table = pa.table({"item_id": item_ids, "vector": column})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=len(item_ids))
-
-
-def write_index(folder: Path, index: ItemIndex, settings: dict[str, float]) -> None:
-    """The part of a saved index that all kinds share."""
-    write_vectors(folder / _ITEMS, index.item_ids, index.vectors)
-    manifest = {"layout": _LAYOUT, "kind": index.kind, "model_version": index.model_version, "items": len(index.vectors),
-                "dimensions": index.vectors.shape[1], "settings": settings}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the block ends without an error."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(folder, ignore_errors=True)  # a crash here leaves no index: the job builds it again
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
