@@ -24,7 +24,7 @@ demo: $(STAMP) ## The whole path on simulated data; DATA=PATH for MovieLens or G
 	$(BIN)/beamrec demo $(if $(DATA),--data "$(DATA)") $(if $(WORKSPACE),--workspace "$(WORKSPACE)")
 
 test: $(STAMP) ## The test suite; BEAMREC_DATA=DIR adds the tests on real data
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -78,7 +78,8 @@ def test_a_label_is_the_first_positive_of_user_and_item_in_any_order_of_events(r
 def test_a_label_is_never_in_its_own_history():
     rows = [("u", str(n % 7), "click", None, n) for n in range(50)]
     made = examples.build_examples(events_of(rows), catalogue(), None, None)
-    assert all(item not in liked for item, liked in zip(made["item_id"].to_pylist(), made["liked_items"].to_pylist(), strict=True))
+    rows = zip(made["item_id"].to_pylist(), made["liked_items"].to_pylist(), strict=True)
+    assert all(item not in liked for item, liked in rows)
     assert made.num_rows == 7
 
 
