@@ -130,8 +130,8 @@ def test_broken_bytes_are_refused(data):
 
 def test_pairs_count_once_per_user_day_and_reach_over_midnight():
     last = 23 * 60 + 50
-    drawn = [(0, 1, "view", 0, last, None, None, []), (0, 2, "view", 1, 5, None, None, []),
-             (0, 1, "view", 1, 6, None, None, []), (0, 2, "view", 1, 8, None, None, []), (1, 3, "view", 1, 5, None, None, []), (0, 4, "view", 1, 60, None, None, [])]
+    drawn = [(user, item, "view", day, minute, None, None, []) for user, item, day, minute in (
+        (0, 1, 0, last), (0, 2, 1, 5), (0, 1, 1, 6), (0, 2, 1, 8), (1, 3, 1, 5), (0, 4, 1, 60))]
     parts = parts_of("item_cooccurrence", [batch_of(drawn)])
     found = merged(parts, range(len(parts)), "all")
     assert isinstance(found, ItemCooccurrence)
