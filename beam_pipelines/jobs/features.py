@@ -28,7 +28,7 @@ from schemas.keys import ENTITY_KINDS, row_key
 from schemas.workspace import DAY_MICROS
 from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite
-from transforms.accumulators import ACCUMULATORS, GROUP_ACCUMULATORS
+from transforms.accumulators import ACCUMULATORS, GROUP_ACCUMULATORS, Accumulator
 from transforms.beam.features import FAILURES, PAIR_NAMES, TAIL, BatchFeatures
 from transforms.feature_plan import EventFile, Plan, Snapshot, StoredStates
 from transforms.partials import Marks, read_marks
@@ -38,6 +38,8 @@ DEFINITION = "1"
 """Part of every fingerprint: raise it when an accumulator or an extract changes its meaning."""
 SMALL_DAY, SMALL_LAKE = 20_000, 500_000
 """Up to this many events a day's partials, or all entities, are one bucket: less than one event file usually holds."""
+STATE_EVERY = 7
+"""A running state is written when the newest is this many days old: writing one costs more than merging a few days."""
 ROWS_PER_SHARD = 2_000_000
 """A day with more events than this has one file of partials per bucket."""
 BATCH_GROUPS = tuple(g.name for g in GROUPS if g.source == "batch")
@@ -255,12 +257,9 @@ class _Planner:
         running = self._running_states(first)
         needed: dict[int, set[str]] = defaultdict(set)
         for name in self._names:
-            window = ACCUMULATORS[name].WINDOW
+            base = running.get(name, (-1, []))[0]
             for day in self._events:
-                if day >= last:
-                    continue
-                if (window is None and day >= running.get(name, (-1, []))[0]) or \
-                        (window is not None and any(a - window <= day < a for a in self.to_make)):
+                if day < last and _is_read(ACCUMULATORS[name], day, base, self.to_make):
                     needed[day].add(name)
         stored: list[StoredStates] = []
         missing: dict[int, set[str]] = {d: set(names) for d, names in needed.items()}
@@ -290,7 +289,6 @@ class _Planner:
         cuts = {d: 1 if rows[d] <= SMALL_DAY else self._config.buckets for d in missing}
         shards = {d: 1 if rows[d] <= ROWS_PER_SHARD else self._config.buckets for d in missing}
         units = 1 if sum(rows.values()) <= SMALL_LAKE else self._config.buckets
-        lasting = [n for n in self._names if ACCUMULATORS[n].WINDOW is None]
         entities = sorted({ACCUMULATORS[n].ENTITY for n in self._names})
         lake, buckets = self._lake, range(units)
         return Plan(
@@ -301,9 +299,9 @@ class _Planner:
             partial_inputs={d: {n: self._print(d, n) for n in names} for d, names in missing.items()},
             snapshots=tuple(Snapshot(d, self._published[d], {
                 (e, b): lake.new_path(_TABLES[e], d * DAY_MICROS) for e in entities for b in buckets}) for d in self.to_make),
-            state_day=last if any(running.get(n, (None, []))[0] != last for n in lasting) else None,
+            state_day=last if any(running.get(n, (-1, []))[0] <= last - STATE_EVERY for n in self._names) else None,
             state_paths={(e, b): lake.new_path("states", last * DAY_MICROS) for e in entities for b in buckets},
-            state_inputs={n: _digest(n, self._chain(last)) for n in lasting},
+            state_inputs={n: _digest(n, self._chain(last)) for n in self._names},
             schema_metadata={d: {_INPUTS.decode(): _digest(self._chain(d)), _GROUPS.decode(): ",".join(self._groups)}
                              for d in self.to_make},
         )
@@ -338,6 +336,15 @@ class _Planner:
                     for s in plan.snapshots}
             if any(days.values()):
                 self._lake.replace_days(table, days)
+
+
+def _is_read(kind: type[Accumulator], day: int, base: int, as_ofs: Sequence[int]) -> bool:
+    """Whether a day before the last of some as_ofs is needed beside a running state up to ``base`` (-1: none)."""
+    if kind.WINDOW is None:
+        return day >= base
+    if not any(a - kind.WINDOW <= day < a for a in (*as_ofs, base)):
+        return False
+    return day >= base or (kind.TAKES_OUT and day < as_ofs[-1] - kind.WINDOW)
 
 
 def _running_files(running: dict[str, tuple[int, list[tuple[str, int]]]]) -> list[StoredStates]:

@@ -15,7 +15,7 @@ from schemas.workspace import DAY_MICROS
 from transforms.accumulators import cooccurrence
 
 FIRST, DAYS, USERS, ITEMS = 10_200, 50, 40, 30
-AS_OFS = [FIRST + 3, FIRST + 34, FIRST + 50]  # day 10240 begins a new decay epoch
+AS_OFS = [FIRST + 3, FIRST + 37, FIRST + 50]  # day 10240 begins a new decay epoch
 
 
 def some_events(seed: int = 3, n: int = 5_000) -> pa.Table:
@@ -212,8 +212,11 @@ def test_night_by_night_is_one_pass(computed, lake_of, monkeypatch, small):
         monkeypatch.setattr(features, "SMALL_DAY", 0)
         monkeypatch.setattr(features, "SMALL_LAKE", 0)
     config = lake_of(f"nightly{small}")
-    reports = [features.run(config, d * DAY_MICROS, publish=False) for d in (FIRST + 3, FIRST + 34, FIRST + 49, FIRST + 50)]
-    assert reports[-1].days_read == 1
+    nights = (FIRST + 3, FIRST + 34, FIRST + 37, FIRST + 49, FIRST + 50)  # from no state, an old one, a young one
+    reports = [features.run(config, d * DAY_MICROS, publish=False) for d in nights]
+    assert [r.days_read for r in reports] == [3, 31, 3, 12, 1]
+    states = {day // DAY_MICROS for day in Lake.open(config.lake).days("states")}
+    assert states == {FIRST + 34, FIRST + 49}
     assert not any(r.failures for r in reports)
     for day in AS_OFS:
         for table in ("user_snapshots", "item_snapshots"):

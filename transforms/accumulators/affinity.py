@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Self
+
 import numpy as np
 import pyarrow.compute as pc
 
@@ -18,11 +21,21 @@ class UserAffinity(Accumulator):
     NAME, ENTITY, WINDOW = "user_affinity", "user", 30
     SPEC = Spec(sums=("weight",), has_members=True)
     COLUMNS = ("user_id", "item_id", "event_type", "categories")
+    TAKES_OUT = True
 
     def rows(self, events: Events) -> Frame:
         """See Accumulator."""
         categories, row, code = events.categories
         return Frame.build(self.SPEC, events.users, events.user[row], categories, code, {"weight": events.weight[row]})
+
+    def negated(self) -> Self:
+        """See Accumulator."""
+        frame = self.frame
+        return type(self)([replace(frame, values={"weight": -frame.values["weight"]})])
+
+    def prune(self, as_of: int) -> None:
+        """Drops what was taken out: every event that counts has a weight above 0."""
+        self._frames = [self.frame.where(self.frame.values["weight"] > 0, self.SPEC)]
 
     def extract(self, as_of: int) -> Extract:
         """category_affinity_30d: share of the user's weight, highest first, ties by category; times are 0."""

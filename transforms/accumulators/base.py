@@ -61,6 +61,8 @@ class Accumulator:
     SPEC: ClassVar[Spec]
     COLUMNS: ClassVar[tuple[str, ...]]
     WINDOW: ClassVar[int | None] = None
+    TAKES_OUT: ClassVar[bool] = False
+    """A day that leaves the window is taken out by merging it ``negated``; otherwise ``prune`` knows its rows."""
 
     def __init__(self, frames: Iterable[Frame] = ()) -> None:
         self._frames = list(frames)
@@ -95,6 +97,10 @@ class Accumulator:
 
     def prune(self, as_of: int) -> None:
         """Drops rows that cannot matter to any extract at or after ``as_of`` (day number)."""
+
+    def negated(self) -> Self:
+        """What takes this accumulator out of one that it was merged into (``prune`` that afterwards)."""
+        raise NotImplementedError
 
     def split(self, buckets: int) -> list[tuple[int, Self]]:
         """(bucket, accumulator of its entities) of every bucket that has rows."""

@@ -253,12 +253,14 @@ class _StoredGlobalParts(beam.DoFn):
 
 
 class _Merged:
-    """Accumulators of one bucket as of rising days: windows are merged anew, lifetimes go on from a running state."""
+    """Accumulators of one bucket as of rising days: each goes on from a running state, or from the as_of before.
+
+    A day enters once; it leaves a window when it is pruned or taken out. All integers: the same bits as a merge anew.
+    """
 
     def __init__(self, names: Iterable[str], unit: int, units: int, parts: Iterable[Any]) -> None:
         self._names, self._unit, self._units = list(names), unit, units
         self._parts: dict[str, dict[int, list[tuple[int, Any]]]] = {n: defaultdict(list) for n in self._names}
-        self._open: dict[tuple[str, int], Accumulator] = {}
         self._running: dict[str, Accumulator] = {}
         self._until: dict[str, int] = {}
         running: dict[str, list[tuple[int, Any]]] = defaultdict(list)
@@ -281,30 +283,31 @@ class _Merged:
     def _mine(self, accumulator: Accumulator, cuts: int) -> Accumulator:
         return accumulator if cuts >= self._units else accumulator.bucket(self._unit, self._units)
 
-    def _day(self, name: str, day: int) -> Accumulator:
-        if (name, day) not in self._open:
-            self._open[name, day] = self._merge(name, self._parts[name].pop(day))
-        return self._open[name, day]
+    def as_of(self, day: int, last: bool = False) -> dict[str, Accumulator]:
+        """Every accumulator with the days that count as of a day number (not below the one before).
 
-    def as_of(self, day: int) -> dict[str, Accumulator]:
-        """Every accumulator with the days that count as of a day number (not below the one before)."""
+        Args:
+          day: day number.
+          last: nothing follows, not even a state to be written: rows that only cost room may stay.
+        """
         merged = {}
         for name in self._names:
             kind = ACCUMULATORS[name]
-            held = sorted({*self._parts[name], *(d for n, d in self._open if n == name)})
+            held, until, gone = self._parts[name], self._until.get(name, -1), range(0)
+            running = self._running.get(name, kind())
             if kind.WINDOW is not None:
-                days = [d for d in held if day - kind.WINDOW <= d < day]
-                for old in [d for d in held if d < day - kind.WINDOW]:
-                    self._open.pop((name, old), None)
-                merged[name] = kind().merge(*(self._day(name, d) for d in days))
-                continue
-            days = [d for d in held if self._until.get(name, -1) <= d < day]
-            running = self._running.get(name) or kind()
-            if days:
-                running = running.merge(*(self._day(name, d) for d in days))
-                for d in days:
-                    del self._open[name, d]
-            running.prune(day)
+                if day - until >= kind.WINDOW:
+                    running, until = kind(), day - kind.WINDOW
+                elif kind.TAKES_OUT:
+                    gone = range(until - kind.WINDOW, day - kind.WINDOW)
+            changes = [self._merge(name, held[d]) for d in held if until <= d < day]
+            changes += [self._merge(name, held[d]).negated() for d in gone if d in held]
+            if changes:
+                running = running.merge(*changes)
+            if kind.WINDOW is not None or not last:
+                running.prune(day)
+            for d in [d for d in held if d < day - (kind.WINDOW or 0) or (d < day and not kind.TAKES_OUT)]:
+                del held[d]
             self._running[name], self._until[name] = running, day
             merged[name] = running
         return merged
@@ -347,15 +350,15 @@ class _MergeAndExtract(beam.DoFn):
         plan = self._plan
         merged = _Merged(plan.names(entity), bucket, plan.units, parts)
         for snapshot in plan.snapshots:
-            found = merged.as_of(snapshot.as_of)
+            is_last = snapshot is plan.snapshots[-1] and plan.state_day is None
+            found = merged.as_of(snapshot.as_of, is_last)
             extracts = extract_groups([g for g in plan.groups if set(GROUP_ACCUMULATORS[g]) <= found.keys()], found,
                                       snapshot.as_of, totals.get(snapshot.as_of, Globals()))
             rows = snapshot_rows(entity, extracts, snapshot.as_of, snapshot.published_at, plan.groups)
             if snapshot.as_of == plan.state_day:
-                lasting = {n: a for n, a in found.items() if a.WINDOW is None}
                 path = plan.state_paths[entity, bucket]
-                write_states(path, snapshot.as_of, plan.units, {n: plan.state_inputs[n] for n in lasting},
-                             ((bucket, n, len(a), a.to_bytes()) for n, a in lasting.items()))
+                write_states(path, snapshot.as_of, plan.units, {n: plan.state_inputs[n] for n in found},
+                             ((bucket, n, len(a), a.to_bytes()) for n, a in found.items()))
                 yield path
             if len(rows):
                 self._rows.inc(len(rows))
