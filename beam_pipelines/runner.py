@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -9,8 +11,14 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from beam_pipelines.options import Config
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    # Beam 2.77 says so wherever PyTorch is absent: one failed import takes the resource module with it.
+    return not str(record.msg).startswith("Resource module is not available")
+
+
 def pipeline(config: Config, name: str) -> beam.Pipeline:
     """A pipeline on the config's runner: ``with pipeline(config, "features") as p: ...``."""
+    logging.getLogger().addFilter(_is_news)
     flags = [f"--job_name=beamrec-{name}", *config.beam_args]
     if config.runner == "direct":
         return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(flags))
