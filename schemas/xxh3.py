@@ -148,8 +148,9 @@ def hash64_strings(column: pa.Array) -> U64:
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
     lengths = np.diff(offsets)
     out = np.empty(n, np.uint64)
-    for length in np.unique(lengths).tolist() if n > 1 else lengths.tolist():
-        rows = np.flatnonzero(lengths == length)
+    capped = np.minimum(lengths, MAX_BYTES + 1)  # longer strings are hashed one by one
+    for length in np.flatnonzero(np.bincount(capped)).tolist():
+        rows = np.flatnonzero(capped == length)
         if length > MAX_BYTES or len(rows) < 16:  # array operations do not pay for a handful
             for row in rows.tolist():
                 out[row] = xxhash.xxh3_64_intdigest(data[offsets[row] : offsets[row + 1]].tobytes())
