@@ -26,6 +26,10 @@ from transforms.topk import keep_best, sort_best
 
 U8 = npt.NDArray[np.uint8]
 
+REASON_WINDOW = 20
+"""About what a reader sees at once."""
+
+_INACTIVE = np.int32(2**31 - 1)
 _TWO_TOWER, _ITEM_CF, _POPULAR = (SOURCES.index(n) for n in ("two_tower", "item_cf", "popular"))
 _BECAUSE, _TASTE, _IS_POPULAR = (REASONS.index(n) for n in ("because_you_watched", "similar_taste", "popular"))
 
@@ -42,6 +46,7 @@ class Blend:
       half_life: in items of history.
       item_cf_candidates, popular_candidates: at most so many enter from these sources.
       floor: of the scaled two-tower score.
+      reasons_per_item: ``because_you_watched`` names a history item at most so often in each REASON_WINDOW places.
     """
 
     list_length: int = 100
@@ -53,6 +58,7 @@ class Blend:
     item_cf_candidates: int = 100
     popular_candidates: int = 20
     floor: float = -0.5
+    reasons_per_item: int = 3
 
 
 @dataclass(frozen=True)
@@ -134,17 +140,31 @@ def fetch_classes(users: Users, catalogue: Catalogue, blend: Blend) -> list[tupl
 
 
 class _Scratch:
-    """Working memory of one thread, a row per item so that an item costs one cache miss; nothing is cleared between users.
+    """Working memory of one thread: a row of 16 bytes per item, so that an item costs one cache miss. Nothing is cleared
+    between users: what a row says counts only under the number of the user it was written for.
 
-    ``marks`` [m, 3] holds: 2 * user number (consumed) or 2 * user number + 1 (a candidate already), the user number whose
-    item-CF sum stands in ``sums``, and the history item that gave most of it. ``sums`` [m, 2]: the sum, its largest part.
+    ``marks`` [m, 4] holds: 4 * user number (consumed), + 1 (a candidate) or + 2 (listed), or _INACTIVE for ever; the user
+    number whose item-CF sum stands in the row; that sum (as float32: ``sums`` is the same memory); the item's place in the
+    list.
     """
 
-    def __init__(self, items: int) -> None:
+    def __init__(self, active: npt.NDArray[np.bool_]) -> None:
+        self._active = active
         self.user = np.zeros(1, np.int32)
-        self.marks = np.zeros((items, 3), np.int32)
-        self.sums = np.zeros((items, 2), np.float32)
-        self.touched = np.zeros(items, np.int32)
+        self.marks = np.zeros((len(active), 4), np.int32)
+        self.sums = self.marks.view(np.float32)
+        self.touched = np.zeros(len(active), np.int32)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.user[0] = 0
+        self.marks[:, :2] = 0
+        self.marks[~self._active, 0] = _INACTIVE
+
+    def reserve(self, users: int) -> None:
+        """Starts counting users again before their numbers get too large."""
+        if self.user[0] + users >= _INACTIVE // 8:
+            self._clear()
 
 
 class Ranker:
@@ -152,7 +172,7 @@ class Ranker:
 
     def __init__(self, catalogue: Catalogue, blend: Blend, threads: int = 2) -> None:
         self._catalogue, self._blend = catalogue, blend
-        self._scratch = [_Scratch(len(catalogue.item_ids)) for _ in range(threads)]
+        self._scratch = [_Scratch(catalogue.active) for _ in range(threads)]
 
     def rank(self, users: Users, vectors: F32, has_vector: npt.NDArray[np.bool_], found: I32, dots: F32) -> Lists:
         """Ranked lists.
@@ -175,11 +195,12 @@ class Ranker:
     def _rank_part(self, users: Users, vectors: F32, has_vector: npt.NDArray[np.bool_], found: I32, dots: F32, lists: Lists,
                    span: tuple[int, int], scratch: _Scratch) -> None:
         c, b, s = self._catalogue, self._blend, scratch
+        s.reserve(span[1] - span[0])
         _rank(span[0], span[1], users.history_offsets, users.history, users.history_weights, users.consumed_offsets,
-              users.consumed, vectors, has_vector, found, dots, c.vectors, c.active, c.popularity, c.by_popularity, c.offsets,
+              users.consumed, vectors, has_vector, found, dots, c.vectors, c.popularity, c.by_popularity, c.offsets,
               c.neighbours, c.strengths, b.item_cf, b.popularity, b.neighbours, b.item_cf_candidates, b.popular_candidates,
-              b.floor, s.user, s.marks, s.sums, s.touched, lists.counts, lists.positions, lists.scores, lists.sources,
-              lists.reasons, lists.because)
+              b.floor, b.reasons_per_item, s.user, s.marks, s.sums, s.touched, lists.counts, lists.positions, lists.scores,
+              lists.sources, lists.reasons, lists.because)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -194,47 +215,48 @@ def _dot(users: F32, user: int, items: F32, item: int) -> np.float32:
 @numba.njit(cache=True, nogil=True)
 def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weights: F32, consumed_offsets: I64,
           consumed: I32, vectors: F32, has_vector: npt.NDArray[np.bool_], found: I32, dots: F32, item_vectors: F32,
-          active: npt.NDArray[np.bool_], popularity: F32, by_popularity: I32, offsets: I64, neighbours: I32, strengths: F32,
-          cf_weight: float, popularity_weight: float, max_neighbours: int, cf_candidates: int, popular_candidates: int,
-          floor: float, number: I32, marks: I32, sums: F32, touched: I32, out_counts: I32,
-          out_positions: I32, out_scores: F32, out_sources: U8, out_reasons: U8, out_because: I32) -> None:
+          popularity: F32, by_popularity: I32, offsets: I64, neighbours: I32, strengths: F32, cf_weight: float,
+          popularity_weight: float, max_neighbours: int, cf_candidates: int, popular_candidates: int, floor: float,
+          reason_cap: int, number: I32, marks: I32, sums: F32, touched: I32, out_counts: I32, out_positions: I32,
+          out_scores: F32, out_sources: U8, out_reasons: U8, out_because: I32) -> None:
     length = out_positions.shape[1]
     room = found.shape[1] + cf_candidates + max(popular_candidates, length)
     candidates, raw = np.empty(room, np.int32), np.empty(room, np.float32)
     cf_scores, cf_positions = np.empty(cf_candidates, np.float32), np.empty(cf_candidates, np.int32)
+    longest = 0
+    for user in range(first, end):
+        longest = max(longest, history_offsets[user + 1] - history_offsets[user])
+    shares, used = np.empty((length, longest), np.float32), np.empty(longest, np.int32)
     for user in range(first, end):
         number[0] += 1
         tag = number[0]
-        done, taken = 2 * tag, 2 * tag + 1
+        done, taken, listed = 4 * tag, 4 * tag + 1, 4 * tag + 2
         with_vector = has_vector[user]
         for j in range(consumed_offsets[user], consumed_offsets[user + 1]):
-            if consumed[j] >= 0:
+            if consumed[j] >= 0 and marks[consumed[j], 0] != _INACTIVE:
                 marks[consumed[j], 0] = done
 
         touched_count, cf_max = 0, np.float32(0)
         for j in range(history_offsets[user], history_offsets[user + 1]):
-            start = offsets[history[j]]
+            start, weight = offsets[history[j]], history_weights[j]
             for e in range(start, min(offsets[history[j] + 1], start + max_neighbours)):
                 item = neighbours[e]
-                if marks[item, 0] == done or not active[item]:
+                if marks[item, 0] >= done:
                     continue
-                share = history_weights[j] * strengths[e]
                 if marks[item, 1] != tag:
-                    marks[item, 1], marks[item, 2] = tag, -1
-                    sums[item, 0], sums[item, 1] = 0, 0
+                    marks[item, 1] = tag
+                    sums[item, 2] = weight * strengths[e]
                     touched[touched_count] = item
                     touched_count += 1
-                sums[item, 0] += share
-                if share > sums[item, 1]:
-                    sums[item, 1], marks[item, 2] = share, history[j]
-                cf_max = max(cf_max, sums[item, 0])
+                else:
+                    sums[item, 2] += weight * strengths[e]
 
         count = 0
         highest, lowest = np.float32(0), np.float32(0)
         if with_vector:
             for j in range(found.shape[1]):
                 item = found[user, j]
-                if item < 0 or marks[item, 0] == done or not active[item]:
+                if item < 0 or marks[item, 0] >= done:
                     continue
                 marks[item, 0] = taken
                 candidates[count], raw[count] = item, dots[user, j]
@@ -245,10 +267,11 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
                 count += 1
         retrieved = count
         cf_count = 0
-        if cf_max > 0:
-            for j in range(touched_count):
-                if marks[touched[j], 0] != taken:
-                    cf_count = keep_best(cf_scores, cf_positions, cf_count, sums[touched[j], 0], touched[j])
+        for j in range(touched_count):
+            item = touched[j]
+            cf_max = max(cf_max, sums[item, 2])
+            if marks[item, 0] != taken and sums[item, 2] > 0:
+                cf_count = keep_best(cf_scores, cf_positions, cf_count, sums[item, 2], item)
         for j in range(cf_count):
             marks[cf_positions[j], 0] = taken
             candidates[count] = cf_positions[j]
@@ -258,7 +281,7 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
             if count >= max(wanted, length):
                 break
             item = by_popularity[j]
-            if marks[item, 0] != done and marks[item, 0] != taken:
+            if marks[item, 0] < done:
                 marks[item, 0] = taken
                 candidates[count] = item
                 count += 1
@@ -268,7 +291,7 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
         for j in range(count):
             item = candidates[j]
             tower = _tower(j, retrieved, item, with_vector, raw, vectors, user, item_vectors, lowest, scale, floor)
-            cf = cf_weight * sums[item, 0] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
+            cf = cf_weight * sums[item, 2] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
             total = tower + cf + popularity_weight * popularity[item]
             if not with_vector and cf_max == 0:
                 total = popularity[item]
@@ -276,17 +299,62 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
         sort_best(scores, positions, size)
         out_counts[user] = size
         for j in range(size):
+            marks[positions[j], 0], marks[positions[j], 3] = listed, j
+        _share(history_offsets[user], history_offsets[user + 1], history, history_weights, offsets, neighbours, strengths,
+               max_neighbours, listed, size, marks, shares)
+        for j in range(size):
             item = positions[j]
-            cf = cf_weight * sums[item, 0] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
-            popular = popularity_weight * popularity[item]
-            tower = scores[j] - cf - popular
+            if j % REASON_WINDOW == 0:
+                used[:] = 0
+            cf = cf_weight * sums[item, 2] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
+            tower = scores[j] - cf - popularity_weight * popularity[item]
+            cause = -1
             if cf > 0:
-                out_reasons[user, j], out_because[user, j] = _BECAUSE, marks[item, 2]
                 out_sources[user, j] = _TWO_TOWER if with_vector and tower >= cf else _ITEM_CF
-            elif with_vector and tower > 0:
-                out_reasons[user, j], out_sources[user, j] = _TASTE, _TWO_TOWER
+                # Without a vector there is no other true reason, so the cap gives way.
+                cause = _cause(shares[j], used, history_offsets[user + 1] - history_offsets[user], reason_cap, not with_vector)
             else:
-                out_reasons[user, j], out_sources[user, j] = _IS_POPULAR, _POPULAR
+                out_sources[user, j] = _TWO_TOWER if with_vector and tower > 0 else _POPULAR
+            if cause >= 0:
+                used[cause] += 1
+                out_reasons[user, j], out_because[user, j] = _BECAUSE, history[history_offsets[user] + cause]
+            elif with_vector and (tower > 0 or cf > 0):
+                out_reasons[user, j] = _TASTE
+            else:
+                out_reasons[user, j] = _IS_POPULAR
+
+
+@numba.njit(cache=True, nogil=True)
+def _share(start: int, end: int, history: I32, history_weights: F32, offsets: I64, neighbours: I32, strengths: F32,
+           max_neighbours: int, listed: int, size: int, marks: I32, shares: F32) -> None:
+    """Fills shares [place in the list, history item]: what each history item gave to the item-CF sum of a listed item."""
+    for place in range(size):
+        for j in range(end - start):
+            shares[place, j] = 0
+    for j in range(start, end):
+        column = j - start
+        for other in range(start, j):  # an item that stands in a history twice is one reason
+            if history[other] == history[j]:
+                column = other - start
+                break
+        first = offsets[history[j]]
+        for e in range(first, min(offsets[history[j] + 1], first + max_neighbours)):
+            item = neighbours[e]
+            if marks[item, 0] == listed:
+                shares[marks[item, 3], column] += history_weights[j] * strengths[e]
+
+
+@numba.njit(cache=True, nogil=True)
+def _cause(shares: F32, used: I32, count: int, cap: int, must: bool) -> int:
+    """The history item that gave most of those used less than ``cap`` times; -1 when there is none, unless it ``must``."""
+    best = any_best = -1
+    for j in range(count):
+        if shares[j] > 0:
+            if any_best < 0 or shares[j] > shares[any_best]:
+                any_best = j
+            if used[j] < cap and (best < 0 or shares[j] > shares[best]):
+                best = j
+    return any_best if best < 0 and must else best
 
 
 @numba.njit(cache=True, nogil=True, inline="always")

@@ -33,7 +33,7 @@ class Thresholds:
     users: float = 0.999
     full_lists: float = 0.95
     coverage: float = 0.005
-    recall: float = 0.9
+    recall: float = 0.98
 
 
 @dataclass(frozen=True)
