@@ -24,6 +24,7 @@ _MERGE_ROWS = 4_000_000
 """A day of more files than MAX_FILES is merged into one, unless it is larger than this."""
 
 _SORT_AT_ONCE = 8_000_000
+_MAX_RUNS = 64
 
 Hashes = npt.NDArray[np.int64]
 
@@ -92,7 +93,7 @@ class EventFiles:
                 beaten = self._settle(parts, held, _as_stored(events.take(again)))
                 keep[again[beaten]] = False
         if not keep.all():
-            events = events.take(np.flatnonzero(keep))
+            events = _only(events, keep)
         if len(events):
             path = self._lake.write_file("events", events, day)
             self._new[day].append(_File(path, day, whole(events["event_hash"]).to_numpy()))
@@ -218,6 +219,15 @@ class HashSet:
             at = np.minimum(np.searchsorted(self._sorted, hashes[maybe]), self.size - 1)
             found[maybe] = self._sorted[at] == hashes[maybe]
         return found
+
+
+def _only(events: pa.Table, keep: Mask) -> pa.Table:
+    """The rows where ``keep`` (n,) is true; in few long runs, as copies sent again often leave them, nothing is copied."""
+    edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))
+    if len(edges) > 2 * _MAX_RUNS:
+        return events.take(np.flatnonzero(keep))
+    runs = [events.slice(start, end - start) for start, end in edges.reshape(-1, 2).tolist()]
+    return pa.concat_tables(runs) if runs else events.slice(0, 0)
 
 
 def _read(path: str, rows: Rows) -> pa.Table:
