@@ -57,10 +57,10 @@ class BatchFeatures(beam.PTransform):
     def expand(self, root: Any) -> beam.PCollection:
         """Wires the steps; see the module's docstring."""
         plan = self.plan
-        read = (root | "event files" >> beam.Create(plan.files) | "spread files" >> beam.Reshuffle()
+        read = (root | "event files" >> beam.Create(plan.files)  # Create spreads them: it reshuffles
                 | "accumulate each file" >> beam.ParDo(_AccumulateFile(plan)).with_outputs("interactions", main="partials"))
         made = [read.partials]
-        stored = root | "stored partials" >> beam.Create(plan.stored) | "spread partials" >> beam.Reshuffle()
+        stored = root | "stored partials" >> beam.Create(plan.stored)
         if plan.pair_days:
             tails = stored | "read tails" >> beam.ParDo(_ReadTails(plan))
             made.append((read.interactions, tails) | "interactions and tails" >> beam.Flatten()
@@ -76,7 +76,8 @@ class BatchFeatures(beam.PTransform):
             summed = ((partials | "of all items" >> beam.ParDo(_GlobalParts(plan)),
                        stored | "stored of all items" >> beam.ParDo(_StoredGlobalParts(plan)))
                       | "parts of all items" >> beam.Flatten() | "gather parts" >> beam.GroupByKey()
-                      | "sum a bucket" >> beam.ParDo(_BucketTotals(plan)) | "sum all items" >> beam.CombinePerKey(_add_totals))
+                      | "sum a bucket" >> beam.ParDo(_BucketTotals(plan)) | "gather sums" >> beam.GroupByKey()
+                      | "sum all items" >> beam.MapTuple(_add_totals))
             totals = beam.pvalue.AsDict(summed)
         snapshots = gathered | "merge and extract" >> beam.ParDo(_MergeAndExtract(plan), totals)
         return (written, snapshots) | "paths" >> beam.Flatten()
@@ -330,11 +331,11 @@ class _BucketTotals(beam.DoFn):
                 yield as_of, users.counts(as_of)
 
 
-def _add_totals(parts: Iterable[Globals]) -> Globals:
+def _add_totals(as_of: int, parts: Iterable[Globals]) -> tuple[int, Globals]:
     found = list(parts)
     hashes = np.concatenate([g.item_hash for g in found])
     order = np.argsort(hashes)
-    return Globals(
+    return as_of, Globals(
         tuple(sum(column) for column in zip(*(g.popularity for g in found), strict=True)) or (0, 0, 0),
         sum(g.clicks for g in found), sum(g.impressions for g in found),
         hashes[order], np.concatenate([g.item_count for g in found])[order])
