@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -24,6 +24,9 @@ from schemas.workspace import DAY_MICROS, write_atomically
 WORLD_FILE, TRUTH_FILE = "world.json", "truth.npz"
 _AHEAD = 2  # days generated while earlier ones are written
 _PROFILES = 250_000  # users upserted at a time
+
+Drawn = tuple[Rows, np.ndarray]
+"""Events of a day, and which of them are a second sending."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def simulate(config: Config, spec: WorldSpec) -> SimulateReport:
     first = max(0, before.days - 1) if before and config.workspace.is_frozen else 0
     tally = _Tally()
     with Stage("simulate", total=spec.days, quiet=config.quiet) as stage:
-        counts = ingest(lake, _ahead(_days(world, first, tally, stage)))
+        counts = ingest(lake, _ahead(_days(world, first, tally, stage), EventColumns(world)))
     upsert_items(lake, items_table(world))
     for at in range(0, spec.users, _PROFILES):
         upsert_users(lake, users_table(world, at, min(at + _PROFILES, spec.users)))
@@ -91,7 +94,8 @@ def simulate(config: Config, spec: WorldSpec) -> SimulateReport:
 
 def day_tables(world: World) -> Iterator[pa.Table]:
     """Every event of the world as tables of one day each, duplicates included, in the order they are written."""
-    return _days(world, 0, _Tally(), None)
+    columns = EventColumns(world)
+    return (columns.table(rows, copies) for rows, copies in _days(world, 0, _Tally(), None))
 
 
 @dataclass
@@ -100,8 +104,8 @@ class _Tally:
     lost: int = 0
 
 
-def _days(world: World, first: int, tally: _Tally, stage: Stage | None) -> Iterator[pa.Table]:
-    behaviour, columns = Behaviour(world), EventColumns(world)
+def _days(world: World, first: int, tally: _Tally, stage: Stage | None) -> Iterator[Drawn]:
+    behaviour = Behaviour(world)
     pending: dict[int, list[Rows]] = {}
     for day in range(world.spec.days):
         made = behaviour.day(day)
@@ -121,7 +125,7 @@ def _days(world: World, first: int, tally: _Tally, stage: Stage | None) -> Itera
         tally.late += int((rows.lag > 60 * SECOND).sum())
         tally.lost += made.lost
         if len(rows):
-            yield columns.table(rows, copies)
+            yield rows, copies
 
 
 def _send_again(world: World, day: int, rows: Rows) -> tuple[Rows, np.ndarray]:
@@ -135,13 +139,18 @@ def _send_again(world: World, day: int, rows: Rows) -> tuple[Rows, np.ndarray]:
     return Rows.concat([rows, rows.take(again)]), copies
 
 
-def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables, made in a thread while the caller is busy with earlier ones."""
-    with ThreadPoolExecutor(1, "simulate") as pool:
-        waiting = [pool.submit(next, tables, None) for _ in range(_AHEAD)]
-        while (table := waiting.pop(0).result()) is not None:
-            waiting.append(pool.submit(next, tables, None))
-            yield table
+def _ahead(drawn: Iterator[Drawn], columns: EventColumns) -> Iterator[pa.Table]:
+    """Their tables: days are drawn in one thread and put into columns in another while the caller writes earlier ones."""
+
+    def table(day: Future[Drawn | None]) -> pa.Table | None:
+        rows = day.result()
+        return None if rows is None else columns.table(*rows)
+
+    with ThreadPoolExecutor(1, "draw") as draw, ThreadPoolExecutor(1, "columns") as arrange:
+        waiting = [arrange.submit(table, draw.submit(next, drawn, None)) for _ in range(_AHEAD)]
+        while (ready := waiting.pop(0).result()) is not None:
+            waiting.append(arrange.submit(table, draw.submit(next, drawn, None)))
+            yield ready
 
 
 def _write_truth(config: Config, world: World) -> None:
