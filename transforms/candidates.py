@@ -6,7 +6,9 @@ For each user and item: score = t + item_cf * c / max c + popularity * p, where
 - c is the item-CF sum over the user's last items h of weight(h) * cooccurrence(h, item), the weight decaying by half every
   ``half_life`` items of history;
 - p is log(1 + popularity), divided by its maximum.
-A user without vector and history is ranked by p alone. A list is filled by popularity until it is full or the catalogue ends.
+An item that the index did not return counts as lying under the last one it returned; only where that could list it is its
+dot product computed. A user without vector and history is ranked by p alone. A list is filled by popularity until it is full
+or the catalogue ends.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.cells import REASONS, SOURCES
-from transforms.catalogue import F32, I32, I64, Catalogue, offsets_of, positions_of, ragged_of
+from transforms.catalogue import F32, I32, I64, Catalogue, lengths_of, offsets_of, positions_of, ragged_of
 from transforms.topk import keep_best, sort_best
 
 U8 = npt.NDArray[np.uint8]
@@ -115,7 +118,8 @@ def users_of(batch: pa.RecordBatch, catalogue: Catalogue, blend: Blend) -> Users
     found = positions_of(names.take(pa.array(head)), catalogue.item_ids)
     kept = found >= 0
     weights = weights[head] * np.exp2(-rank[head] / blend.half_life).astype(np.float32)
-    consumed_lengths, consumed_names, _ = ragged_of(batch.column("consumed_items"))
+    done = pc.struct_field(batch.column("consumed_items"), "ids")
+    consumed_lengths, consumed_names = lengths_of(done), pc.list_flatten(done)
     consumed = positions_of(consumed_names, catalogue.item_ids)  # -1 (unknown) is skipped by the kernel
     return Users(batch.column("user_id").cast(pa.string()), offsets_of(np.bincount(owner[head][kept], minlength=len(lengths))),
                  found[kept], weights[kept], offsets_of(consumed_lengths), consumed)
@@ -220,8 +224,6 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
           reason_cap: int, number: I32, marks: I32, sums: F32, touched: I32, out_counts: I32, out_positions: I32,
           out_scores: F32, out_sources: U8, out_reasons: U8, out_because: I32) -> None:
     length = out_positions.shape[1]
-    room = found.shape[1] + cf_candidates + max(popular_candidates, length)
-    candidates, raw = np.empty(room, np.int32), np.empty(room, np.float32)
     cf_scores, cf_positions = np.empty(cf_candidates, np.float32), np.empty(cf_candidates, np.int32)
     longest = 0
     for user in range(first, end):
@@ -251,51 +253,65 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
                 else:
                     sums[item, 2] += weight * strengths[e]
 
-        count = 0
+        retrieved = 0
         highest, lowest = np.float32(0), np.float32(0)
         if with_vector:
             for j in range(found.shape[1]):
-                item = found[user, j]
-                if item < 0 or marks[item, 0] >= done:
+                if found[user, j] < 0 or marks[found[user, j], 0] >= done:
                     continue
-                marks[item, 0] = taken
-                candidates[count], raw[count] = item, dots[user, j]
-                if count == 0:
+                marks[found[user, j], 0] = taken
+                if retrieved == 0:
                     highest = dots[user, j]
-                if count < length:
+                if retrieved < length:
                     lowest = dots[user, j]
-                count += 1
-        retrieved = count
+                retrieved += 1
+        for j in range(touched_count):
+            cf_max = max(cf_max, sums[touched[j], 2])
+        scale = np.float32(1) / (highest - lowest) if highest > lowest else np.float32(0)
+        cf_scale = np.float32(cf_weight) / cf_max if cf_max > 0 else np.float32(0)
+
+        scores, positions, size = out_scores[user], out_positions[user], 0
+        for j in range(found.shape[1] if with_vector else 0):
+            item = found[user, j]
+            if item < 0 or marks[item, 0] != taken:
+                continue
+            cf = cf_scale * sums[item, 2] if marks[item, 1] == tag else np.float32(0)
+            tower = max(np.float32(floor), (dots[user, j] - lowest) * scale)
+            size = keep_best(scores, positions, size, tower + cf + np.float32(popularity_weight) * popularity[item], item)
+        # What the index did not return lies under its last answer: a dot product is computed only where that may list it.
+        bound = np.float32(1)
+        if with_vector and found.shape[1] and found[user, -1] >= 0:
+            bound = max(np.float32(floor), (dots[user, -1] - lowest) * scale)
         cf_count = 0
         for j in range(touched_count):
             item = touched[j]
-            cf_max = max(cf_max, sums[item, 2])
-            if marks[item, 0] != taken and sums[item, 2] > 0:
-                cf_count = keep_best(cf_scores, cf_positions, cf_count, sums[item, 2], item)
+            if marks[item, 0] == taken or not sums[item, 2] > 0 or (size == length and scores[0] > (
+                    bound + cf_scale * sums[item, 2] + np.float32(popularity_weight) * popularity[item])):
+                continue
+            cf_count = keep_best(cf_scores, cf_positions, cf_count, sums[item, 2], item)
         for j in range(cf_count):
-            marks[cf_positions[j], 0] = taken
-            candidates[count] = cf_positions[j]
-            count += 1
-        wanted = count + popular_candidates if count else length
+            item = cf_positions[j]
+            marks[item, 0] = taken
+            tower = _tower(item, with_vector, vectors, user, item_vectors, lowest, scale, floor)
+            size = keep_best(scores, positions, size,
+                             tower + cf_scale * cf_scores[j] + np.float32(popularity_weight) * popularity[item], item)
+        known = retrieved > 0 or cf_max > 0
+        # Popular items compete while some of them are left, and fill a list that is short.
+        left = max(popular_candidates if known else 0, length - size)
         for j in range(len(by_popularity)):
-            if count >= max(wanted, length):
+            if left == 0:
                 break
             item = by_popularity[j]
-            if marks[item, 0] < done:
-                marks[item, 0] = taken
-                candidates[count] = item
-                count += 1
-
-        scale = np.float32(1) / (highest - lowest) if highest > lowest else np.float32(0)
-        scores, positions, size = out_scores[user], out_positions[user], 0
-        for j in range(count):
-            item = candidates[j]
-            tower = _tower(j, retrieved, item, with_vector, raw, vectors, user, item_vectors, lowest, scale, floor)
-            cf = cf_weight * sums[item, 2] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
-            total = tower + cf + popularity_weight * popularity[item]
-            if not with_vector and cf_max == 0:
-                total = popularity[item]
-            size = keep_best(scores, positions, size, np.float32(total), item)
+            if marks[item, 0] >= done:
+                continue
+            marks[item, 0] = taken
+            left -= 1
+            cf = cf_scale * sums[item, 2] if marks[item, 1] == tag else np.float32(0)
+            total = popularity[item]
+            if with_vector or cf_max > 0:
+                total = (_tower(item, with_vector, vectors, user, item_vectors, lowest, scale, floor) + cf
+                         + np.float32(popularity_weight) * popularity[item])
+            size = keep_best(scores, positions, size, total, item)
         sort_best(scores, positions, size)
         out_counts[user] = size
         for j in range(size):
@@ -306,7 +322,7 @@ def _rank(first: int, end: int, history_offsets: I64, history: I32, history_weig
             item = positions[j]
             if j % REASON_WINDOW == 0:
                 used[:] = 0
-            cf = cf_weight * sums[item, 2] / cf_max if cf_max > 0 and marks[item, 1] == tag else np.float32(0)
+            cf = cf_scale * sums[item, 2] if marks[item, 1] == tag else np.float32(0)
             tower = scores[j] - cf - popularity_weight * popularity[item]
             cause = -1
             if cf > 0:
@@ -358,15 +374,11 @@ def _cause(shares: F32, used: I32, count: int, cap: int, must: bool) -> int:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _tower(j: int, retrieved: int, item: int, with_vector: bool, raw: F32, vectors: F32, user: int, item_vectors: F32,
-           lowest: float, scale: float, floor: float) -> np.float32:
+def _tower(item: int, with_vector: bool, vectors: F32, user: int, item_vectors: F32, lowest: float, scale: float,
+           floor: float) -> np.float32:
+    """The scaled two-tower score of an item that the index did not return."""
     if not with_vector:
         return np.float32(0)
-    if j < retrieved:
-        dot = raw[j]
-    elif item < len(item_vectors):
-        dot = _dot(vectors, user, item_vectors, item)
-    else:
+    if item >= len(item_vectors):
         return np.float32(floor)
-    return max(np.float32(floor), (dot - lowest) * scale)
-
+    return max(np.float32(floor), np.float32((_dot(vectors, user, item_vectors, item) - lowest) * scale))

@@ -95,9 +95,14 @@ def ragged_of(column: pa.ChunkedArray | pa.StructArray) -> tuple[I64, pa.Array, 
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     ids, scores = pc.struct_field(column, "ids"), pc.struct_field(column, "scores")
-    lengths = pc.fill_null(pc.list_value_length(ids), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     flat = pc.list_flatten(scores).to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return lengths, pc.list_flatten(ids), flat
+    return lengths_of(ids), pc.list_flatten(ids), flat
+
+
+def lengths_of(column: pa.Array) -> I64:
+    """Length of each list of a column; a null is empty."""
+    lengths: I64 = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return lengths
 
 
 def _neighbours(column: pa.ChunkedArray, at: I32, ids: pa.StringArray) -> tuple[I64, I32, F32]:

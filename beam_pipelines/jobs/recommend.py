@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ from models.inference import index as item_index
 from models.registry import ModelVersion
 from schemas import metric_names
 from schemas.keys import list_key
+from schemas.tables import USER_SNAPSHOTS
 from schemas.workspace import DAY_MICROS, write_atomically
 from serving.stores import open_store
 from serving.stores.base import Cell, ListWrite, Store
@@ -41,6 +43,9 @@ from transforms.candidates import Blend, Ranker, Users
 from transforms.catalogue import Catalogue, load_catalogue, make_catalogue, save_catalogue
 
 BATCH_ROWS = 8192
+_USER_COLUMNS = [*(n for n in USER_SNAPSHOTS.schema.names if n not in ("last_items", "consumed_items")), "last_items.ids",
+                 "last_items.scores", "consumed_items.ids"]
+"""Half of a snapshot's bytes are times and scores that neither the user tower nor the ranking reads."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +146,16 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
     stamp = Stamp(settings.surface, model.version, now, now + int(settings.ttl_days * DAY_MICROS))
     store = open_store(config.store)
     try:
-        with Stage("recommend: lists", quiet=config.quiet) as stage:
-            _write_unknown_user(store, version, catalogue, settings.blend, stamp)
-            counters = _run_pipeline(config, version, files, as_of, handler or _user_tower(model), settings.blend, stamp,
-                                     LocalRetrieval(str(model.index), str(folder), model.version))
-        stages["lists"] = stage.seconds
-        with Stage("recommend: item entries", quiet=config.quiet) as stage:
-            changed = write_catalogue(store, items)
-        stages["item_entries"] = stage.seconds
+        with ThreadPoolExecutor(1) as beside:  # item entries need no ranking: they are written meanwhile
+            entries = beside.submit(write_catalogue, store, items)
+            with Stage("recommend: lists", quiet=config.quiet) as stage:
+                _write_unknown_user(store, version, catalogue, settings.blend, stamp)
+                counters = _run_pipeline(config, version, files, as_of, handler or _user_tower(model), settings.blend, stamp,
+                                         LocalRetrieval(str(model.index), str(folder), model.version))
+            stages["lists"] = stage.seconds
+            with Stage("recommend: item entries", quiet=config.quiet) as stage:
+                changed = entries.result()
+            stages["item_entries"] = stage.seconds
     finally:
         store.close()
     wanted = counters.get(metric_names.RETRIEVAL_WANTED, 0)
@@ -257,8 +264,10 @@ class _ReadUsers(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: tuple[str, int]) -> Iterator[pa.RecordBatch]:
         path, group = element
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS, row_groups=[group]):
-            batch = batch.filter(pc.equal(batch.column("as_of").cast(pa.int64()), self._as_of))
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=_USER_COLUMNS):
+            wanted = pc.equal(batch.column("as_of").cast(pa.int64()), self._as_of)
+            if not pc.all(wanted).as_py():  # a filter copies
+                batch = batch.filter(wanted)
             if batch.num_rows:
                 yield batch
 

@@ -106,7 +106,7 @@ def test_scores_are_the_documented_formula(seed: int, length: int, with_vector: 
     blend = Blend(list_length=length, item_cf_candidates=30, popular_candidates=30)
     catalogue = catalogue_of(vectors, popularity, together, tuple(inactive))
     lists = rank(catalogue, blend, [user], np.zeros((1, 4), np.float32) if vector is None else vector[None],
-                 [vector is not None])
+                 [vector is not None], min(30, length + 3 + len(user[1])))  # what the index does not return ranks below
     want = expected(vectors, popularity, together, inactive, user, vector, blend)
     got = dict(zip(names(catalogue, lists, 0), lists.scores[0].tolist(), strict=False))
     assert len(got) == min(length, len(want))
@@ -135,6 +135,27 @@ def test_reasons_name_the_history_item_that_gave_most() -> None:
     assert by_item["i2"] == ("two_tower", "because_you_watched", 0)  # tower 1.0 beside item-CF 0.5
     assert by_item["i3"] == ("two_tower", "similar_taste", -1)
     assert by_item["i4"] == ("item_cf", "because_you_watched", 1)
+
+
+def test_a_history_item_explains_at_most_three_of_twenty_places() -> None:
+    count = 60
+    ids = [f"i{n}" for n in range(count)]
+    # i0 gives most of everything; i1 gives some of every second item.
+    together = {"i0": dict.fromkeys(ids[2:], 1.0), "i1": dict.fromkeys(ids[2::2], 0.4)}
+    catalogue = catalogue_of(np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32), {}, together)
+    user, vector = (["i0", "i1"], ["i0", "i1"]), np.ones((1, 3), np.float32)
+    lists = rank(catalogue, Blend(list_length=50), [user], vector, [True])
+    causes, reasons = lists.because[0].tolist(), [REASONS[r] for r in lists.reasons[0]]
+    for start in (0, 20, 40):
+        window = causes[start : start + 20]
+        assert window.count(0) <= 3 and window.count(1) <= 3
+    assert causes[:20].count(0) == 3
+    for place, cause in enumerate(causes):
+        assert reasons[place] == ("because_you_watched" if cause >= 0 else "similar_taste")
+        if cause == 1:  # the second best is named only when the best is used up
+            assert causes[place // 20 * 20 : place].count(0) == 3
+    without = rank(catalogue, Blend(list_length=20), [user], vector, [False])
+    assert set(without.because[0].tolist()) <= {0, 1}  # nothing else would be true
 
 
 def test_a_user_without_history_or_vector_gets_the_popular_items() -> None:

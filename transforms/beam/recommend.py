@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import KeyedModelHandler, ModelHandler, RunInference
 from apache_beam.utils.shared import Shared
+from apache_beam.utils.windowed_value import WindowedValue
 
 from schemas import metric_names
 from schemas.cells import encode_recs_many
@@ -83,6 +85,8 @@ def _beside_itself(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatc
 
 
 class _RankUsers(beam.DoFn):  # type: ignore[misc]
+    """A batch is ranked in a thread of its own while the next is read and goes through the user tower."""
+
     def __init__(self, source: RetrievalSource, blend: Blend, stamp: Stamp, shared: Shared) -> None:
         self._source, self._blend, self._stamp, self._shared = source, blend, stamp, shared
         self._without = Metrics.counter(metric_names.NAMESPACE, metric_names.USERS_WITHOUT_VECTOR)
@@ -92,30 +96,65 @@ class _RankUsers(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._retrieval = self._shared.acquire(self._source.open)
         self._ranker = Ranker(self._retrieval.catalogue, self._blend)
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: tuple[Future[_Ranked], Any, Any] | None = None
 
-    def process(self, element: tuple[pa.RecordBatch, pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        snapshot, predicted = element
+    def start_bundle(self) -> None:
+        self._pending = None  # of a bundle that failed
+
+    def process(self, element: tuple[pa.RecordBatch, pa.RecordBatch], timestamp: Any = beam.DoFn.TimestampParam,
+                window: Any = beam.DoFn.WindowParam) -> Iterator[WindowedValue]:
+        before, self._pending = self._pending, (self._thread.submit(self._rank, *element), timestamp, window)
+        yield from self._finished(before)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        last, self._pending = self._pending, None
+        yield from self._finished(last)
+
+    def teardown(self) -> None:
+        self._thread.shutdown()
+
+    def _finished(self, pending: tuple[Future[_Ranked], Any, Any] | None) -> Iterator[WindowedValue]:
+        if pending is None:
+            return
+        future, timestamp, window = pending
+        ranked = future.result()
+        self._without.inc(ranked.without_vector)  # counters belong to the thread of the bundle
+        self._wanted.inc(ranked.wanted)
+        self._found.inc(ranked.found)
+        for rows in ranked.rows:
+            yield WindowedValue(rows, timestamp, (window,))
+
+    def _rank(self, snapshot: pa.RecordBatch, predicted: pa.RecordBatch) -> _Ranked:
         catalogue = self._retrieval.catalogue
         vectors, usable = vectors_of(predicted, catalogue.vectors.shape[1])
         users = users_of(snapshot, catalogue, self._blend)
         usable &= np.diff(users.history_offsets) > 0  # a tower's answer to an empty history is no taste
-        self._without.inc(int((~usable).sum()))
-        for rows, k in fetch_classes(users, catalogue, self._blend):
-            some = users.take(rows)
-            found, dots = search_usable(self._retrieval, vectors[rows], usable[rows], k)
-            lists = self._ranker.rank(some, vectors[rows], usable[rows], found, dots)
+        rows, wanted, hits = [], 0, 0
+        for chosen, k in fetch_classes(users, catalogue, self._blend):
+            some = users.take(chosen)
+            found, dots = search_usable(self._retrieval, vectors[chosen], usable[chosen], k)
+            lists = self._ranker.rank(some, vectors[chosen], usable[chosen], found, dots)
             if not self._retrieval.exact:
-                self._compare(some, vectors[rows], usable[rows], found)
-            yield pack(some.user_ids, lists, catalogue, self._stamp)
+                compared = self._compare(some, vectors[chosen], usable[chosen], found)
+                wanted, hits = wanted + compared[0], hits + compared[1]
+            rows.append(pack(some.user_ids, lists, catalogue, self._stamp))
+        return _Ranked(rows, int((~usable).sum()), wanted, hits)
 
     def _compare(self, users: Users, vectors: npt.NDArray[np.float32], usable: npt.NDArray[np.bool_],
-                 found: npt.NDArray[np.int32]) -> None:
+                 found: npt.NDArray[np.int32]) -> tuple[int, int]:
         sample = np.flatnonzero(usable)
         sample = sample[np.argsort(hash64_column(users.user_ids)[sample], kind="stable")[:_SAMPLED]]
-        wanted, hits = retrieval_hits(self._retrieval.catalogue, users.take(sample), vectors[sample], found[sample],
-                                      self._blend.list_length)
-        self._wanted.inc(wanted)
-        self._found.inc(hits)
+        return retrieval_hits(self._retrieval.catalogue, users.take(sample), vectors[sample], found[sample],
+                              self._blend.list_length)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    rows: list[pa.RecordBatch]
+    without_vector: int
+    wanted: int
+    found: int
 
 
 def vectors_of(predicted: pa.RecordBatch, dimensions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
