@@ -82,6 +82,18 @@ def test_any_merge_gives_the_same_bits(name, drawn, data):
     assert merged(parts, order, data.draw(st.sampled_from(["chain", "tree", "all"]))).to_bytes() == plain
 
 
+@pytest.mark.parametrize("name", [n for n, a in ACCUMULATORS.items() if a.TAKES_OUT])
+@settings(max_examples=25, deadline=None)
+@given(stays=EVENTS_DRAWN, leaves=EVENTS_DRAWN)
+def test_what_is_taken_out_was_never_there(name, stays, leaves):
+    kept, gone = parts_of(name, [batch_of(stays), batch_of(leaves, first=len(stays))])
+    alone = kept.copy()
+    alone.prune(DAY)
+    both = kept.merge(rebuilt(gone)).merge(rebuilt(gone).negated())
+    both.prune(DAY)
+    assert both.to_bytes() == alone.to_bytes()
+
+
 @pytest.mark.parametrize("name", ACCUMULATORS)
 @settings(max_examples=15, deadline=None)
 @given(drawn=EVENTS_DRAWN)
