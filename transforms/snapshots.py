@@ -126,7 +126,7 @@ def write_rows(rows: pa.Table, path: str, metadata: Mapping[str, str]) -> None:
     Only ids of lists are dictionary-encoded, as they come: to look every number up costs more than all else here.
     """
     lists = [f"{f.name}.ids.list.element" for f in rows.schema if pa.types.is_struct(f.type)]
-    with pq.ParquetWriter(path, rows.schema, compression="zstd", compression_level=1, use_dictionary=lists or False,
+    with pq.ParquetWriter(path, rows.schema, compression="lz4", use_dictionary=lists or False,
                           store_schema=False) as writer:
         writer.write_table(rows, row_group_size=65_536)
         writer.add_key_value_metadata(dict(metadata))

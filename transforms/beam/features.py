@@ -305,7 +305,7 @@ class _Merged:
             changes += [self._merge(name, held[d]).negated() for d in gone if d in held]
             if changes:
                 running = running.merge(*changes)
-            if kind.WINDOW is not None or not last:
+            if kind.TAKES_OUT or not last:
                 running.prune(day)
             for d in [d for d in held if d < day - (kind.WINDOW or 0) or (d < day and not kind.TAKES_OUT)]:
                 del held[d]
