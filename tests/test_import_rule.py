@@ -28,7 +28,7 @@ MAY_NOT = {
 }
 # Where neither Beam nor TensorFlow may be imported; transforms.beam is where Beam belongs.
 LIGHT = ("schemas", "transforms", "models.inference", "serving")
-HEAVY_ALLOWED = {"transforms.beam": HEAVY, "transforms.preprocessing": ("tensorflow", "tensorflow_transform")}
+HEAVY_ALLOWED = {"transforms.beam": HEAVY, "transforms.tf_runtime": ("tensorflow", "tensorflow_transform")}
 
 
 def modules():

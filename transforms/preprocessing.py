@@ -7,10 +7,8 @@ transformed too. Importing this module loads TensorFlow.
 
 from __future__ import annotations
 
-import tensorflow as tf
-import tensorflow_transform as tft
-
 from transforms.examples import ITEM_STATS, USER_STATS
+from transforms.tf_runtime import tf, tft
 
 Tensors = dict[str, tf.Tensor | tf.SparseTensor]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -89,8 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"beamrec: no command {words[0]!r}; one of: {', '.join(c.name for c in COMMANDS)}", file=sys.stderr)
         return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TFRS needs it set before TensorFlow is first imported
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import tensorflow_transform as tft
 
 from models.two_tower.config import TwoTowerConfig
 from models.two_tower.model import ITEM_COLUMNS, PADDING, USER_COLUMNS, TwoTower
 from models.two_tower.runtime import tf
 from transforms.examples import ITEM_SCHEMA, USER_SCHEMA
 from transforms.preprocessing import LISTS
+from transforms.tf_runtime import tft
 
 Tensors = dict[str, "tf.Tensor"]
 _OWNER = {"liked_ages": "liked_items", "affinity_shares": "affinity_ids"}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow_transform as tft
 
 from models.two_tower import export
 from models.two_tower.config import TwoTowerConfig
@@ -15,6 +14,7 @@ from models.two_tower.data import batches, read_columns
 from models.two_tower.model import Sizes, TwoTower
 from models.two_tower.runtime import deterministic, tf
 from transforms.preprocessing import CATEGORY_OOV, CATEGORY_VOCABULARY, ITEM_OOV, ITEM_VOCABULARY
+from transforms.tf_runtime import tft
 
 
 class FnArgs(Protocol):

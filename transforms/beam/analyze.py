@@ -11,13 +11,13 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow_transform.beam as tft_beam
 import xxhash
 from tensorflow_transform.tf_metadata import dataset_metadata
 from tfx_bsl.tfxio import tensor_adapter, tensor_representation_util
 
 from transforms.examples import ITEM_SCHEMA, ORDER, USER_SCHEMA
 from transforms.preprocessing import preprocessing_fn, raw_feature_spec
+from transforms.tf_runtime import tft_beam
 
 RAW_SCHEMA = pa.schema([*USER_SCHEMA, *ITEM_SCHEMA])
 
