@@ -24,6 +24,7 @@ from transforms.accumulators import ACCUMULATORS, GROUP_ACCUMULATORS, Accumulato
 from transforms.accumulators.base import Globals
 from transforms.accumulators.cooccurrence import Interactions, pairs_of_day
 from transforms.accumulators.events import Events
+from transforms.beam.ahead import AheadDoFn
 from transforms.feature_plan import EventFile, Plan, StoredStates
 from transforms.partials import read_states, write_states
 from transforms.quality import check_snapshot
@@ -83,35 +84,40 @@ class BatchFeatures(beam.PTransform):
         return (written, snapshots) | "paths" >> beam.Flatten()
 
 
-class _AccumulateFile(beam.DoFn):
+class _AccumulateFile(AheadDoFn):
+    COUNTER = metric_names.EVENTS_READ
+
     def __init__(self, plan: Plan) -> None:
         self._cuts, self._pair_days, self._shards = dict(plan.cuts), plan.pair_days, dict(plan.shards)
-        self._read = Metrics.counter(metric_names.NAMESPACE, metric_names.EVENTS_READ)
 
     def process(self, task: EventFile) -> Iterator[Any]:
+        yield from self.ahead(task)
+
+    def work(self, task: EventFile) -> tuple[int, list[Any]]:
         names = [n for n in task.names if n in ACCUMULATORS and n not in PAIR_NAMES]
         cuts = self._cuts[task.day]
         made = {name: ACCUMULATORS[name]() for name in names}
         columns = {c for n in task.names for c in (ItemUserDays.COLUMNS if n == TAIL else ACCUMULATORS[n].COLUMNS)}
-        for shard in range(self._shards.get(task.day, 0)):  # a day whose events count for nothing is complete too
-            yield task.day, COMPLETE, shard * cuts // self._shards[task.day], 0, b""
-        interactions = []
+        shards = self._shards.get(task.day, 0)  # a day whose events count for nothing is complete too
+        out: list[Any] = [(task.day, COMPLETE, shard * cuts // shards, 0, b"") for shard in range(shards)]
+        interactions, read = [], 0
         for events in read_events(task.path, sorted(columns)):
-            self._read.inc(len(events))
+            read += len(events)
             for accumulator in made.values():
                 accumulator.add(events)
             if TAIL in task.names or task.day in self._pair_days:
                 interactions.append(Interactions.of(events))
         for name, accumulator in made.items():
-            for bucket, part in accumulator.split(cuts):
-                yield task.day, name, bucket, len(part), part.to_bytes()
-        if not interactions:
-            return
-        together = Interactions.concat(interactions)
+            out += [(task.day, name, bucket, len(part), part.to_bytes()) for bucket, part in accumulator.split(cuts)]
+        if interactions:
+            out += self._interactions(task, Interactions.concat(interactions))
+        return read, out
+
+    def _interactions(self, task: EventFile, together: Interactions) -> Iterator[Any]:
+        cuts, tail = self._cuts[task.day], together.tail(task.day)
         if task.day in self._pair_days:
             for bucket, some in together.split(cuts):
                 yield beam.pvalue.TaggedOutput("interactions", ((task.day, bucket), (False, some.to_bytes())))
-        tail = together.tail(task.day)
         if TAIL in task.names:
             for bucket, some in tail.split(cuts):
                 yield task.day, TAIL, bucket, len(some), some.to_bytes()
@@ -341,15 +347,20 @@ def _add_totals(as_of: int, parts: Iterable[Globals]) -> tuple[int, Globals]:
         hashes[order], np.concatenate([g.item_count for g in found])[order])
 
 
-class _MergeAndExtract(beam.DoFn):
+class _MergeAndExtract(AheadDoFn):
+    COUNTER = metric_names.FEATURE_ROWS
+
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._rows = Metrics.counter(metric_names.NAMESPACE, metric_names.FEATURE_ROWS)
 
     def process(self, element: tuple[tuple[str, int], Iterable[Any]], totals: Mapping[int, Globals]) -> Iterator[str]:
         (entity, bucket), parts = element
+        yield from self.ahead(entity, bucket, list(parts), totals)
+
+    def work(self, entity: str, bucket: int, parts: list[Any], totals: Mapping[int, Globals]) -> tuple[int, list[str]]:
         plan = self._plan
         merged = _Merged(plan.names(entity), bucket, plan.units, parts)
+        count, paths = 0, []
         for snapshot in plan.snapshots:
             is_last = snapshot is plan.snapshots[-1] and plan.state_day is None
             found = merged.as_of(snapshot.as_of, is_last)
@@ -360,10 +371,11 @@ class _MergeAndExtract(beam.DoFn):
                 path = plan.state_paths[entity, bucket]
                 write_states(path, snapshot.as_of, plan.units, {n: plan.state_inputs[n] for n in found},
                              ((bucket, n, len(a), a.to_bytes()) for n, a in found.items()))
-                yield path
+                paths.append(path)
             if len(rows):
-                self._rows.inc(len(rows))
+                count += len(rows)
                 path = snapshot.paths[entity, bucket]
                 failures = check_snapshot(entity, rows, snapshot.as_of * DAY_MICROS, plan.groups)
                 write_rows(rows, path, {**plan.schema_metadata.get(snapshot.as_of, {}), FAILURES: json.dumps(failures)})
-                yield path
+                paths.append(path)
+        return count, paths
