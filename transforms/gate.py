@@ -25,7 +25,7 @@ class Thresholds:
 
     Attributes:
       users: share of the snapshot's users that have a list.
-      full_lists: share of the lists that are as long as they can be.
+      full_lists: share of the lists that are as long as asked, or hold half of the active items.
       coverage: share of the active items (or of the places in all lists, when there are fewer) that stand in some list.
       recall: of retrieval, on sampled users.
     """
@@ -67,7 +67,7 @@ class ListScan:
 
     def __init__(self, expected: Expected) -> None:
         self._model = np.frombuffer(expected.model_version.encode(), np.uint8)
-        self._full = min(expected.list_length, expected.items)
+        self._full = min(expected.list_length, max(1, expected.items // 2))  # of few items a user may have consumed half
         self._counts = np.zeros(9, np.int64)
         self._distinct = np.zeros(1 << max(10, (4 * expected.items).bit_length()), np.uint64)
 
