@@ -171,9 +171,11 @@ class Lake:
         path = self.new_path(name, day)
         schema = TABLES[name].schema
         names = set(schema.names)
+        unencoded = _PLAIN_COLUMNS | _RISING_COLUMNS.keys()
+        encoded = [leaf for field in schema if field.name not in unencoded for leaf in _leaves(field)]
         pq.write_table(
             conform(rows, schema), path, compression="zstd", compression_level=1, row_group_size=row_group_size,
-            use_dictionary=sorted(names - _PLAIN_COLUMNS - _RISING_COLUMNS.keys()) or False,
+            use_dictionary=encoded or False,
             column_encoding={n: e for n, e in _RISING_COLUMNS.items() if n in names} or None, store_schema=False)
         return path
 
@@ -257,6 +259,17 @@ def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _entries(column: pa.ChunkedArray) -> int:
     return sum(len(chunk.dictionary) for chunk in column.chunks)
+
+
+def _leaves(column: pa.Field) -> list[str]:
+    """The Parquet paths of a column's leaves."""
+    if pa.types.is_map(column.type):
+        return [f"{column.name}.key_value.key", f"{column.name}.key_value.value"]
+    if pa.types.is_list(column.type):
+        return [f"{column.name}.list.element"]
+    if pa.types.is_struct(column.type):
+        return [f"{column.name}.{leaf}" for field in column.type for leaf in _leaves(field)]
+    return [column.name]
 
 
 def _between(column: str | None, start: int | None, end: int | None) -> BooleanExpression:

@@ -16,7 +16,6 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow.parquet as pq
-from apache_beam.metrics import Metrics
 
 from schemas import metric_names
 from schemas.workspace import DAY_MICROS
@@ -177,13 +176,17 @@ class _ByDay(beam.DoFn):
         yield (day, bucket * self._shards[day] // self._cuts[day]), partial
 
 
-class _WritePartials(beam.DoFn):
+class _WritePartials(AheadDoFn):
+    COUNTER = metric_names.PARTIALS_WRITTEN
+
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._written = Metrics.counter(metric_names.NAMESPACE, metric_names.PARTIALS_WRITTEN)
 
     def process(self, element: tuple[tuple[int, int], Iterable[Partial]]) -> Iterator[str]:
         (day, shard), partials = element
+        yield from self.ahead(day, shard, list(partials))
+
+    def work(self, day: int, shard: int, partials: list[Partial]) -> tuple[int, list[str]]:
         gathered: dict[tuple[int, str], list[tuple[int, bytes]]] = defaultdict(list)
         for _, name, bucket, rows, data in partials:
             if name != COMPLETE:
@@ -191,8 +194,7 @@ class _WritePartials(beam.DoFn):
         path = self._plan.partial_paths[day, shard]
         write_states(path, day, self._plan.cuts[day], self._plan.partial_inputs[day],
                      ((bucket, name, *_as_one(name, parts)) for (bucket, name), parts in gathered.items()))
-        self._written.inc(len(gathered))
-        yield path
+        return len(gathered), [path]
 
 
 def _as_one(name: str, parts: list[tuple[int, bytes]]) -> tuple[int, bytes]:
