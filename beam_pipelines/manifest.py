@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Manifest:
       snapshots: Iceberg snapshot id of each lake table it read, as they were then (for time travel).
       outputs: what it made, as its report says.
       seconds: wall time; peak_rss_mib: highest resident memory of its process.
+      beamrec: version of the package that did it; a newer one alone does not repeat a step (see transforms.definitions).
     """
 
     step: str
@@ -40,7 +42,7 @@ class Manifest:
     outputs: dict[str, Any]
     seconds: float
     peak_rss_mib: float
-    beamrec: str = field(default="")
+    beamrec: str = field(default_factory=lambda: version("beamrec"))
 
     def differs(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
         """Names of the inputs and settings that are not what they were."""

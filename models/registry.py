@@ -77,11 +77,11 @@ class Registry:
         self._root = root
 
     def versions(self) -> list[str]:
-        """Complete versions, oldest as_of first."""
+        """Complete versions, oldest as_of first; of one as_of the one that was written first."""
         if not self._root.is_dir():
             return []
-        found = [p.name for p in self._root.iterdir() if not p.name.startswith(".") and (p / MANIFEST).is_file()]
-        return sorted(found)
+        found = [p for p in self._root.iterdir() if not p.name.startswith(".") and (p / MANIFEST).is_file()]
+        return [p.name for p in sorted(found, key=_age)]
 
     def has(self, version: str) -> bool:
         """Whether that version is complete."""
@@ -95,7 +95,7 @@ class Registry:
         return ModelVersion(self._root / version)
 
     def newest(self) -> ModelVersion:
-        """The version of the newest as_of; raises ModelNotFoundError when there is none."""
+        """The version of the newest as_of, of several the one written last; raises ModelNotFoundError when there is none."""
         versions = self.versions()
         if not versions:
             raise ModelNotFoundError("no model yet: run 'beamrec train'")
@@ -118,6 +118,13 @@ class Registry:
             os.replace(folder, self._root / version)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _age(folder: Path) -> tuple[int, int, str]:
+    """as_of of a version (0 when its manifest has none), when it was written, and its name where both are equal."""
+    manifest = folder / MANIFEST
+    as_of = json.loads(manifest.read_text()).get("as_of", 0)
+    return int(as_of), manifest.stat().st_mtime_ns, folder.name
 
 
 def write_vectors(path: Path, ids: list[str], vectors: npt.NDArray[np.float32]) -> None:

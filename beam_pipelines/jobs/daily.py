@@ -229,7 +229,7 @@ def _config_of(values: dict[str, Any]) -> Config:
 
 @contextlib.contextmanager
 def _logged(workspace: Workspace, as_of: int, run_id: str, step: str) -> Iterator[None]:
-    """Sends this process's log, and the libraries' warnings, to the run's file; every line names the run and the step."""
+    """Sends this process's log, the libraries' warnings and what ends it to the run's file; every line names run and step."""
     folder = manifest.run_folder(workspace, as_of)
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "run.log")
@@ -239,6 +239,12 @@ def _logged(workspace: Workspace, as_of: int, run_id: str, step: str) -> Iterato
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except (StepFailed, KeptPrevious, UserError) as error:
+        _LOG.error("stopped: %s", error)
+        raise
+    except Exception:
+        _LOG.exception("failed")
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
@@ -273,7 +279,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             json.dump({"kind": "user", "message": str(error)}, answer)
             return 2
         except Exception as error:
-            _LOG.exception("failed")
             json.dump({"kind": "failed", "message": f"failed: {type(error).__name__}: {error}"}, answer)
             raise
     return 0

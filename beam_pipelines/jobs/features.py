@@ -28,14 +28,13 @@ from schemas.keys import ENTITY_KINDS, row_key
 from schemas.workspace import DAY_MICROS
 from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite
+from transforms import definitions
 from transforms.accumulators import ACCUMULATORS, GROUP_ACCUMULATORS, Accumulator
 from transforms.beam.features import FAILURES, PAIR_NAMES, TAIL, BatchFeatures
 from transforms.feature_plan import EventFile, Plan, Snapshot, StoredStates
 from transforms.partials import Marks, read_marks
 from transforms.snapshots import store_cells
 
-DEFINITION = "1"
-"""Part of every fingerprint: raise it when an accumulator or an extract changes its meaning."""
 SMALL_DAY, SMALL_LAKE = 20_000, 500_000
 """Up to this many events a day's partials, or all entities, are one bucket: less than one event file usually holds."""
 STATE_EVERY = 7
@@ -197,10 +196,10 @@ class _Planner:
         if not self._events:
             raise UserError("the lake has no events before that time: run 'beamrec import' or 'beamrec simulate' first")
         self._names = [n for n in ACCUMULATORS if any(n in GROUP_ACCUMULATORS[g] for g in groups)]
-        self._prints = {day: _digest(DEFINITION, *sorted(f.path for f in files))
+        self._prints = {day: _digest(definitions.FEATURES, *sorted(f.path for f in files))
                         for day, files in self._events.items()}
         self._chains: dict[int, str] = {}
-        chain = _digest(DEFINITION)
+        chain = _digest(definitions.FEATURES)
         for day in sorted(self._events):
             self._chains[day] = chain  # of everything before the day
             chain = _digest(chain, day, self._prints[day])

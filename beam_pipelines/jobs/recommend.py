@@ -38,14 +38,17 @@ from schemas.tables import USER_SNAPSHOTS
 from schemas.workspace import DAY_MICROS, write_atomically
 from serving.stores import open_store
 from serving.stores.base import Cell, ListWrite, Store
+from transforms import definitions
 from transforms.beam.recommend import Recommend, Retrieval, Stamp, pack
 from transforms.candidates import Blend, Ranker, Users
 from transforms.catalogue import Catalogue, load_catalogue, make_catalogue, save_catalogue
 
 BATCH_ROWS = 8192
-_USER_COLUMNS = [*(n for n in USER_SNAPSHOTS.schema.names if n not in ("last_items", "consumed_items")), "last_items.ids",
-                 "last_items.scores", "consumed_items.ids"]
-"""Half of a snapshot's bytes are times and scores that neither the user tower nor the ranking reads."""
+_UNREAD = ("published_at", "last_items", "consumed_items")
+_USER_COLUMNS = [*(n for n in USER_SNAPSHOTS.schema.names if n not in _UNREAD), "last_items.ids", "last_items.scores",
+                 "consumed_items.ids"]
+"""Half of a snapshot's bytes are times and scores that neither the user tower nor the ranking reads; when a snapshot was
+published decides nothing here."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +209,16 @@ def _completed(config: Config, version: str) -> RecommendReport | None:
 
 def _manifest(as_of: int, model: ModelVersion, index: item_index.ItemIndex, settings: RecommendSettings, files: list[DataFile],
               snapshot: pa.Table, items: pa.Table) -> dict[str, Any]:
-    """Everything the lists follow from, by content: no wall time, path or lake snapshot id, so that a re-run gets the same
-    version."""
+    """Everything the lists follow from, by content: no wall time, path, lake snapshot id or measured recall, so that the same
+    inputs give the same version in any workspace."""
+    searched = {name: value for name, value in getattr(index, "settings", {}).items() if name != "recall"}
     return {
+        "definition": definitions.LISTS,
         "as_of": as_of,
         "model_version": model.version,
-        "index": {"kind": index.kind, **getattr(index, "settings", {})},
+        "index": {"kind": index.kind, **searched},
         "inputs": {
-            "user_snapshots": sorted(_file_fingerprint(f.path) for f in files),
+            "user_snapshots": sorted(_users_fingerprint(f.path) for f in files),
             "item_snapshots": _table_fingerprint(snapshot.drop_columns(["as_of"])),
             "items": _table_fingerprint(items),
         },
@@ -221,23 +226,25 @@ def _manifest(as_of: int, model: ModelVersion, index: item_index.ItemIndex, sett
     }
 
 
-def _file_fingerprint(path: str) -> str:
+def _users_fingerprint(path: str) -> str:
+    """Of the columns that the job reads of a snapshot file, whatever the file's metadata, encoding and row groups."""
     digest = xxhash.xxh3_128()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS, columns=_USER_COLUMNS):
+        digest.update(_plain_bytes(pa.Table.from_batches([batch])))
     return digest.hexdigest()
 
 
 def _table_fingerprint(table: pa.Table) -> str:
     """Of the rows in the order of their item_id, however they are stored."""
-    table = table.take(pc.sort_indices(table["item_id"])).combine_chunks()
-    digest = xxhash.xxh3_128()
+    return xxhash.xxh3_128_hexdigest(_plain_bytes(table.take(pc.sort_indices(table["item_id"])).combine_chunks()))
+
+
+def _plain_bytes(table: pa.Table) -> memoryview:
+    """The rows as one Arrow stream without metadata."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
         writer.write_table(table.replace_schema_metadata(None))
-    digest.update(memoryview(sink.getvalue()))
-    return digest.hexdigest()
+    return memoryview(sink.getvalue())
 
 
 def _index(model: ModelVersion) -> item_index.ItemIndex:

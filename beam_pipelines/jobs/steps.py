@@ -16,10 +16,11 @@ from beam_pipelines.io.lake import Lake
 from beam_pipelines.manifest import fingerprint
 from beam_pipelines.options import Config
 from models.registry import Registry
-from models.two_tower.config import TwoTowerConfig
+from models.two_tower.config import FORMAT, TwoTowerConfig
 from schemas.workspace import DAY_MICROS
 from serving.stores import open_store
 from serving.stores.base import Active, StoreError
+from transforms import definitions
 
 SURFACE = "homepage"
 MAX_SNAPSHOTS = 32
@@ -110,7 +111,8 @@ def _nothing(context: Context) -> dict[str, Any]:
 
 
 def _features_settings(context: Context) -> dict[str, Any]:
-    return {"as_ofs": [_date(d) for d in [*snapshot_days(context.lake(), context.as_of), context.as_of]]}
+    days = [*snapshot_days(context.lake(), context.as_of), context.as_of]
+    return {"features definition": definitions.FEATURES, "as_ofs": [_date(d) for d in days]}
 
 
 def _run_features(context: Context) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def _train_inputs(context: Context, lake: Lake) -> dict[str, str]:
 
 
 def _train_settings(context: Context) -> dict[str, Any]:
-    return {"seed": context.config.seed, **TwoTowerConfig().as_dict()}
+    return {"model format": FORMAT, "seed": context.config.seed, **TwoTowerConfig().as_dict()}
 
 
 def _run_train(context: Context) -> dict[str, Any]:
@@ -184,6 +186,10 @@ def _recommend_inputs(context: Context, lake: Lake) -> dict[str, str]:
     end = context.as_of + DAY_MICROS
     return {"model": _model(context), "items": table_fingerprint(lake, "items"),
             **{t: table_fingerprint(lake, t, context.as_of, end) for t in ("user_snapshots", "item_snapshots")}}
+
+
+def _recommend_settings(context: Context) -> dict[str, Any]:
+    return {"lists definition": definitions.LISTS}
 
 
 def _run_recommend(context: Context) -> dict[str, Any]:
@@ -228,8 +234,8 @@ STEPS: tuple[Step, ...] = (
     Step("train", "model", ("events", "items", "user_snapshots", "item_snapshots"), _train_inputs, _train_settings,
          _train_missing, _run_train),
     Step("index", "item index", (), _index_inputs, _nothing, _index_missing, _run_index),
-    Step("recommend", "lists", ("items", "user_snapshots", "item_snapshots"), _recommend_inputs, _nothing, _recommend_missing,
-         _run_recommend),
+    Step("recommend", "lists", ("items", "user_snapshots", "item_snapshots"), _recommend_inputs, _recommend_settings,
+         _recommend_missing, _run_recommend),
     Step("publish", "publish", (), _publish_inputs, _nothing, _publish_missing, _run_publish),
 )
 FEATURE_STEP = "features"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from beam_pipelines.options import Config, parse_as_of
 from beam_pipelines.simulate.world import START, WorldSpec
 from beam_pipelines.simulate.write import simulate
 from schemas.workspace import DAY_MICROS
+from transforms import definitions
 
 SPEC = WorldSpec(users=30, items=40, days=3, sessions=1.5, late=0.5)
 FEATURES = daily.RunOptions(to_step="features", isolate=False)
@@ -48,6 +50,7 @@ def test_a_step_is_done_once_and_again_when_its_inputs_change(config: Config) ->
     assert record.snapshots == {"events": lake.snapshot_id("events")}
     assert record.inputs == {"events": table_fingerprint(lake, "events", end=as_of)}
     assert record.seconds > 0 and record.peak_rss_mib > 50
+    assert record.beamrec == version("beamrec")
 
     forced = daily.run(config, as_of, replace(FEATURES, force=True))
     assert forced.steps[0].why == "asked for"
@@ -71,8 +74,21 @@ def test_a_step_that_dies_is_told_and_can_be_gone_on_with(config: Config, monkey
     monkeypatch.setenv(crashpoints.VARIABLE, "features.start")
     with pytest.raises(daily.StepFailed, match=r"features was killed \(signal 9\)"):
         daily.run(config, config.workspace.now(), replace(FEATURES, isolate=True))
+    log = (manifest.run_folder(config.workspace, config.workspace.now()) / "run.log").read_text().splitlines()
+    assert "step=run ERROR" in log[-1] and "stopped: step features was killed (signal 9)" in log[-1]
     monkeypatch.delenv(crashpoints.VARIABLE)
     assert daily.run(config, config.workspace.now(), FEATURES).steps[0].state == "done"
+
+
+def test_only_a_release_that_changes_values_repeats_a_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_of = config.workspace.now()
+    daily.run(config, as_of, FEATURES)
+    record = manifest.read(config.workspace, as_of, "features")
+    assert record is not None
+    manifest.write(config.workspace, replace(record, beamrec="0.0.1"))
+    assert daily.run(config, as_of, FEATURES).steps[0].state == "skipped"
+    monkeypatch.setattr(definitions, "FEATURES", "next")
+    assert daily.run(config, as_of, FEATURES).steps[0].why == "changed: features definition"
 
 
 def test_two_runs_of_a_workspace_do_not_meet(config: Config) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from recommend_world import AS_OF, LiteralTower, write_world
 
 from beam_pipelines.errors import KeptPrevious, UserError
+from beam_pipelines.io.lake import Lake
 from beam_pipelines.jobs import index, publish, recommend
 from beam_pipelines.options import Config
 from models.registry import Registry
@@ -106,6 +110,36 @@ def test_the_version_follows_from_content_alone(config: Config, tmp_path: Path) 
     write_world(other, USERS, vectors(), {f"i{n}": 100.0 - n for n in range(12)}, {"i1": {"i7": 0.9}}, inactive=["i0"])
     index.run(other)
     assert make(other).version != version
+
+
+def test_when_a_snapshot_was_published_and_how_it_is_stored_decide_no_version(config: Config) -> None:
+    version = make(config).version
+    lake = Lake.open(config.lake)
+    held = lake.read("user_snapshots")
+    at = held.schema.get_field_index("published_at")
+    later = held.set_column(at, held.schema.field(at), pa.array([AS_OF + 5] * len(held)).cast(held.schema.field(at).type))
+    path = lake.new_path("user_snapshots", AS_OF)
+    with pq.ParquetWriter(path, later.schema, compression="lz4") as writer:
+        writer.write_table(later, row_group_size=2)
+        writer.add_key_value_metadata({"beamrec.inputs": "of other paths"})
+    lake.replace_days("user_snapshots", {AS_OF: [path]})
+    assert make(config).version == version
+    lake.replace_days("user_snapshots", {AS_OF: [lake.write_file("user_snapshots", later.slice(1), AS_OF)]})
+    assert make(config).version != version
+
+
+def test_a_recall_measured_otherwise_decides_no_version(config: Config) -> None:
+    def scann(recall: float, share: float) -> Any:
+        return SimpleNamespace(kind="scann", settings={"leaves": 9, "search_share": share, "recall": recall})
+
+    lake, model = Lake.open(config.lake), Registry(config.workspace.models).newest()
+    files = lake.files("user_snapshots")
+    snapshot = lake.read("item_snapshots", ("as_of", "item_id", "popularity_30d", "cooccurring_items"))
+
+    def version(index: Any) -> str:
+        return recommend.version_of(recommend._manifest(AS_OF, model, index, SETTINGS, files, snapshot, lake.read("items")))
+
+    assert version(scann(0.991, 0.02)) == version(scann(0.992, 0.02)) != version(scann(0.991, 0.03))
 
 
 def test_a_run_killed_before_its_manifest_gives_the_same_rows(config: Config) -> None:

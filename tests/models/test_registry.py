@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import numpy as np
 import pytest
 
@@ -26,15 +29,17 @@ def test_a_version_appears_only_when_it_is_whole(tmp_path):
     assert not (registry.get("tt-1").root / "stale").exists()
 
 
-def test_the_newest_version_is_that_of_the_latest_day(tmp_path):
+def test_the_newest_version_is_that_of_the_latest_day_and_of_one_day_the_last_written(tmp_path):
     registry = Registry(tmp_path)
     with pytest.raises(ModelNotFoundError, match="beamrec train"):
         registry.newest()
-    for version in ("tt-2024-02-01-ffffffff", "tt-2024-03-01-00000000"):
+    for order, (version, as_of) in enumerate({"tt-b-march": 3, "tt-z-february": 2, "tt-a-march": 3}.items()):
         with registry.writing(version) as model:
-            (model.root / "manifest.json").write_text("{}")
-    assert registry.newest().version == "tt-2024-03-01-00000000"
-    with pytest.raises(ModelNotFoundError, match="tt-2024-02-01-ffffffff"):
+            (model.root / "manifest.json").write_text(json.dumps({"as_of": as_of}))
+        os.utime(tmp_path / version / "manifest.json", ns=(order, order))
+    assert registry.versions() == ["tt-z-february", "tt-b-march", "tt-a-march"]
+    assert registry.newest().version == "tt-a-march"
+    with pytest.raises(ModelNotFoundError, match="tt-z-february"):
         registry.get("tt-2024-01-01-00000000")
 
 
