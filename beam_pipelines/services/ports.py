@@ -1,0 +1,41 @@
+"""Ports: a free one, whether one is taken, whether one answers."""
+
+from __future__ import annotations
+
+import socket
+
+from beam_pipelines.errors import UserError
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether something accepts connections on a port."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def claim(port: int, what: str, flag: str) -> int:
+    """The port, checked, or a free one for 0.
+
+    Raises:
+      UserError: something listens there already.
+    """
+    if port == 0:
+        return free_port()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(f"port {port} for {what} is taken ({error.strerror}); choose another with {flag} PORT, "
+                            "0 for a free one") from error
+    return port
