@@ -103,7 +103,8 @@ class DayBuffer:
 
     def _spill(self, days: dict[int, list[pa.Table]]) -> None:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="beamrec-spill-"))
+            self.lake.spill_root.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=self.lake.spill_root))
         path = self._folder / f"{len(self._spills)}.arrow"
         held: dict[int, list[int]] = defaultdict(list)
         writer, count = None, 0

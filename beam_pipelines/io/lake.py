@@ -137,17 +137,21 @@ class Lake:
         return table.scan(row_filter=only, selected_fields=names).to_arrow()
 
     @contextlib.contextmanager
-    def writer(self) -> Iterator[None]:
+    def writer(self, wait: bool = True) -> Iterator[None]:
         """Holds the lake for one writing process of this machine (others wait); it is free again when the process dies.
 
         A thread that holds it may take it again.
+
+        Raises:
+          BlockingIOError: not ``wait``, and another thread or process holds it.
         """
-        self._mutex.acquire()
+        if not self._mutex.acquire(blocking=wait):
+            raise BlockingIOError("another thread writes")
         self._held += 1
         try:
             if self._held == 1:
                 self._lock_file = open(self._warehouse.parent / "writer.lock", "wb")  # noqa: PTH123, SIM115
-                fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
         finally:
             self._held -= 1
@@ -155,9 +159,25 @@ class Lake:
                 self._lock_file.close()
             self._mutex.release()
 
+    @property
+    def spill_root(self) -> Path:
+        """Where a writer puts rows that exceed its memory, in a folder of its own; beside the tables, for their disk is large."""
+        return self._warehouse.parent / "spill"
+
+    def data_folder(self, name: str) -> Path:
+        """The folder of a table's data files."""
+        return self._warehouse / NAMESPACE / name / "data"
+
+    def known_files(self, name: str) -> set[str]:
+        """Paths of the data files of every snapshot of a table, the earlier ones too."""
+        table = self.table(name)
+        manifests = {m.manifest_path: m for snapshot in table.snapshots() for m in snapshot.manifests(table.io)}
+        return {entry.data_file.file_path.removeprefix("file://") for manifest in manifests.values()
+                for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)}
+
     def new_path(self, name: str, day: int | None = None) -> str:
         """A path for a new data file of a table (its folder exists); write it, then commit it by a call below."""
-        folder = self._warehouse / NAMESPACE / name / "data"
+        folder = self.data_folder(name)
         if day is not None:
             folder = folder / f"day={datetime.fromtimestamp(day // 1_000_000, UTC):%Y-%m-%d}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from typing import Any
 from beam_pipelines import crashpoints, manifest
 from beam_pipelines.errors import KeptPrevious, UserError
 from beam_pipelines.io.lake import Lake
+from beam_pipelines.io.sweep import sweep
 from beam_pipelines.jobs.steps import FEATURE_STEP, STEPS, Context, Step, active_version, step_named
 from beam_pipelines.options import Config
 from schemas.workspace import Workspace
@@ -116,9 +117,23 @@ def run(config: Config, as_of: int, options: RunOptions | None = None,
             _LOG.info("%s %s: %s", step.name, result.state, result.why)
             if on_step is not None:
                 on_step(result)
+        _sweep(lake)
         active = active_version(config)
         _LOG.info("finished, serving %s", active.champion if active else None)
     return DailyReport(run_id, _date(as_of), active.champion if active else None, time.monotonic() - started, results)
+
+
+def _sweep(lake: Lake) -> None:
+    """Tidies the lake; whatever goes wrong with that is no reason to fail a run that is done."""
+    try:
+        swept = sweep(lake)
+    except OSError as error:
+        _LOG.warning("the lake was not swept: %s", error)
+        return
+    if swept.busy:
+        _LOG.info("the lake was not swept: a writer holds it")
+    elif swept.files:
+        _LOG.info("swept %d files of killed writers, %.1f MiB", swept.files, swept.bytes / 2**20)
 
 
 def line(result: StepResult) -> str:
