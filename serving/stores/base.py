@@ -4,6 +4,8 @@ Contract of every implementation (tests/serving/test_store_contract.py runs over
 - Reads return results in the order asked, one per key, None for a miss; a key asked twice is answered twice.
 - A write carries a cell timestamp (microseconds since 1970, multiples of 1000) that says what the value knows. The newest
   timestamp wins whatever the order of writes; the same write twice changes nothing; on equal timestamps the later write wins.
+- A group asked as ``PREFIX*`` stands for every group whose name begins with PREFIX; of one row it answers with at most
+  MAX_PREFIX_CELLS cells, the newest by timestamp. Prefixes and names may be asked together.
 - Bulk writes are idempotent and chunked by the implementation; a failed chunk raises StoreError and may be repeated.
 """
 
@@ -15,6 +17,11 @@ from typing import Literal, Protocol
 
 Family = Literal["batch", "stream", "meta"]
 """Families of ``features``. ``meta`` holds the catalogue: one JSON cell per item, group "item", or user, group "user"."""
+
+MAX_PREFIX_CELLS = 2_000
+"""Cells that one ``PREFIX*`` of one row answers with: what a row holds must not decide how long a read takes."""
+ANY = "*"
+"""Ends a group name that stands for every group it is a prefix of."""
 
 
 class StoreError(RuntimeError):
@@ -62,7 +69,7 @@ class Store(Protocol):
     """Features, lists, versions. Safe to use from several threads; several processes may share one store."""
 
     def read_features(self, rows: Sequence[str], family: Family, groups: Sequence[str]) -> list[dict[str, Cell]]:
-        """Per row, the cells present among the groups asked ({} for a row that is not there)."""
+        """Per row, the cells present among the groups asked ({} for a row that is not there); ``PREFIX*`` as above."""
         ...
 
     def write_features(self, writes: Iterable[FeatureWrite]) -> int:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from serving.stores.base import Active, Cell, Family, FeatureWrite, ListWrite, StoreError
+from serving.stores.base import ANY, MAX_PREFIX_CELLS, Active, Cell, Family, FeatureWrite, ListWrite, StoreError
 
 LAYOUT = 1
 """Layout of the file (PRAGMA user_version); another one is refused."""
@@ -165,14 +165,27 @@ class SqliteStore:
         """See Store."""
         table = _table(family)
         found: dict[str, dict[str, Cell]] = {row: {} for row in rows}
-        if groups:
-            where_group = f'"group" IN ({_marks(len(groups))})'
+        named = [g for g in groups if not g.endswith(ANY)]
+        if named:
+            where_group = f'"group" IN ({_marks(len(named))})'
             for keys in _padded(list(found)):
                 sql = (f'SELECT "row", "group", value, timestamp FROM {table}'
                        f' WHERE "row" IN ({_marks(len(keys))}) AND {where_group}')
-                for row, group, value, timestamp in self._read(sql, (*keys, *groups)):
+                for row, group, value, timestamp in self._read(sql, (*keys, *named)):
                     found[row][group] = Cell(value, timestamp)
+        if len(named) < len(groups):
+            self._read_prefixes(found, table, [g[:-1] for g in groups if g.endswith(ANY)])
         return [found[row] for row in rows]
+
+    def _read_prefixes(self, found: dict[str, dict[str, Cell]], table: str, prefixes: list[str]) -> None:
+        """Adds to ``found`` the newest cells whose group begins with a prefix: one range of the key per row."""
+        sql = (f'SELECT "group", value, timestamp FROM {table} WHERE "row" = ? AND "group" >= ? AND "group" < ?'
+               f" ORDER BY timestamp DESC, \"group\" LIMIT {MAX_PREFIX_CELLS}")
+        for prefix in prefixes:
+            after = prefix + "\U0010ffff"  # no other character sorts after it, neither here nor in UTF-8
+            for row, cells in found.items():
+                for group, value, timestamp in self._read(sql, (row, prefix, after)):
+                    cells[group] = Cell(value, timestamp)
 
     def write_features(self, writes: Iterable[FeatureWrite]) -> int:
         """See Store."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from schemas.keys import ITEM, USER, list_key, row_key
 from serving.stores import StoreError, StoreUriError, open_store
-from serving.stores.base import Active, Cell, FeatureWrite, ListWrite
+from serving.stores.base import MAX_PREFIX_CELLS, Active, Cell, FeatureWrite, ListWrite
 
 NAMES = itertools.count()
 
@@ -75,6 +75,27 @@ def test_families_and_groups_do_not_overwrite_each_other(store):
     assert store.read_features([ANN], "batch", ["user_stats"]) == [{"user_stats": Cell(b"batch", 1000)}]
     assert store.read_features([ANN], "stream", ["user_stats"]) == [{"user_stats": Cell(b"stream", 1000)}]
     assert store.read_features([ANN, TOY], "meta", ["item"]) == [{}, {"item": Cell(b"title", 1000)}]
+
+
+def test_a_prefix_stands_for_every_group_that_begins_with_it(store):
+    for group in ("s:a", "s:b", "s:", "s", "t:a", "s;"):
+        put(store, group=group, value=group.encode(), family="stream")
+    put(store, BOB, group="s:c", value=b"c", family="stream")
+    put(store, group="s:a", value=b"another family")
+    found = [{g: Cell(g.encode(), 1000) for g in ("s:", "s:a", "s:b")}, {}, {"s:c": Cell(b"c", 1000)}]
+    assert store.read_features([ANN, TOY, BOB], "stream", ["s:*"]) == found
+    both = {**found[0], "t:a": Cell(b"t:a", 1000)}
+    assert store.read_features([ANN, ANN], "stream", ["t:a", "s:*", "absent", "none*"]) == [both, both]
+    assert set(store.read_features([ANN], "stream", ["*"])[0]) == {"s:a", "s:b", "s:", "s", "t:a", "s;"}
+
+
+def test_a_prefix_answers_with_the_newest_cells_of_a_row_at_most(store):
+    asked = [row_key(USER, "heavy"), ANN]
+    store.write_features(FeatureWrite(asked[0], "stream", f"s:{i:05}", Cell(b"x", i % 2500 * 1000)) for i in range(5000))
+    put(store, family="stream", group="s:1")
+    heavy, ann = store.read_features(asked, "stream", ["s:*"])
+    assert len(heavy) == MAX_PREFIX_CELLS and set(ann) == {"s:1"}
+    assert {cell.timestamp for cell in heavy.values()} == {t * 1000 for t in range(1500, 2500)}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
