@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 # Each extra is what one kind of machine needs; a server never installs Beam or TensorFlow.
 BATCH = ["apache-beam>=2.77,<3", "pyiceberg[sql-sqlite]>=0.12,<0.13", "polars>=2.1,<3", "fastavro>=1.13"]
+STREAM = ["confluent-kafka>=2.16,<3", "fastavro>=1.13"]
 TRAIN = [
     *BATCH,
     "tensorflow>=2.21,<2.22",
@@ -32,6 +33,7 @@ setup(
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
     package_data={"schemas.avro": ["*.avsc"]},
     install_requires=["numpy>=2.3", "pyarrow>=21", "xxhash>=3.6", "msgspec>=0.20", "rich>=14", "numba>=0.63"],
-    extras_require={"batch": BATCH, "train": TRAIN, "serve": SERVE, "dev": DEV, "all": [*TRAIN, *SERVE]},
+    extras_require={"batch": BATCH, "stream": STREAM, "train": TRAIN, "serve": SERVE, "dev": DEV,
+                    "all": [*TRAIN, *STREAM, *SERVE]},
     entry_points={"console_scripts": ["beamrec = beam_pipelines.cli.main:main"]},
 )
