@@ -151,7 +151,8 @@ def _install(part: Part) -> Outcome:
         for attempt in range(1, _ATTEMPTS + 1):
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
-            done = subprocess.run(part.command(fresh), cwd=part.recipe, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            done = subprocess.run(part.command(fresh), cwd=part.recipe, stdin=subprocess.DEVNULL, capture_output=True,
+                                  text=True)
             if done.returncode == 0:
                 break
             if attempt == _ATTEMPTS:

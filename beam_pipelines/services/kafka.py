@@ -60,7 +60,7 @@ class Broker:
     def found(cls, directory: Path) -> Broker | None:
         """The broker that a directory's pid file describes; None without one."""
         known = process.find(directory, NAME)
-        return known and cls(directory, known.ports["kafka"], known.ports["controller"])
+        return None if known is None else cls(directory, known.ports["kafka"], known.ports["controller"])
 
     def start(self, seconds: float = 60.0) -> Broker:
         """Starts it and waits until it answers; nothing when it runs.

@@ -82,10 +82,9 @@ class Process:
 
     def tail(self, lines: int = 8) -> str:
         """The last lines that it printed."""
-        with contextlib.suppress(FileNotFoundError):
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - 16384))
-                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 16384))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
         return ""
 
     def wait_ready(self, ready: Callable[[], bool], seconds: float, what: str) -> None:
