@@ -8,7 +8,7 @@ Contract of every implementation (tests/serving/test_eventlog_contract.py runs o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from schemas.keys import hash64
@@ -69,6 +69,10 @@ class LogReader(Protocol):
 
     def seek(self, positions: Mapping[int, int]) -> None:
         """Goes on at other positions, for the partitions named; they may be new ones of this log."""
+        ...
+
+    def only(self, partitions: Collection[int] | None) -> None:
+        """Polls just these partitions until told otherwise (None: all); the others stay where they are."""
         ...
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +286,7 @@ class LocalReader:
         self._log = log
         self._cursors: dict[int, _Cursor] = {}
         self._turn = 0
+        self._only: frozenset[int] | None = None
         self.seek(positions)
 
     def seek(self, positions: Mapping[int, int]) -> None:
@@ -303,11 +304,16 @@ class LocalReader:
         """The next offset to be written of each partition."""
         return {p: c.committed.get() for p, c in self._cursors.items()}
 
+    def only(self, partitions: Collection[int] | None) -> None:
+        """Polls just these partitions until told otherwise; None: all."""
+        self._only = None if partitions is None else frozenset(partitions)
+
     def poll(self, max_bytes: int, timeout_s: float) -> Records:
         """The next records; see serving.eventlog.base."""
         deadline = time.monotonic() + timeout_s
         while True:
-            ready = [c for c in self._cursors.values() if c.position < c.committed.get()]
+            ready = [c for p, c in self._cursors.items()
+                     if (self._only is None or p in self._only) and c.position < c.committed.get()]
             if ready:
                 self._turn += 1
                 parts, left = [], max_bytes
