@@ -1,0 +1,223 @@
+"""Compiled loops of stream state: open addressing over ids and over row keys, chains of rows per entity."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Ints = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
+Hashes = npt.NDArray[np.uint64]
+Bytes = npt.NDArray[np.uint8]
+
+SUM, MIN, MAX, TIME, TIE, CARRY = 0, 1, 2, 3, 4, 5
+"""How a value column is merged. TIME, TIE, CARRY... are one group: the row with the greatest (time, tie) wins whole."""
+
+
+@njit(cache=True, nogil=True)
+def intern(slots: Codes, hashes: Hashes, ends: Ints, data: Bytes, count: int, new_hashes: Hashes, new_ends: Ints,
+           new_data: Bytes, entries: Ints, codes: Ints) -> int:
+    """Gives every id used a code, appending those not yet known.
+
+    Args:
+      slots: open addressing by hash, -1 for free; a power of two, at least twice the ids it will hold.
+      hashes, ends, data: the ids known: hash, end in ``data`` (one more than ids, ends[0] = 0), UTF-8; with room.
+      count: how many are known.
+      new_hashes, new_ends, new_data: distinct ids offered, in the same form.
+      entries: (n,) which offered id each row names, -1 for none.
+      codes: (n,) filled with each row's code, -1 for none.
+
+    Returns:
+      how many ids are known now.
+    """
+    memo = np.full(len(new_hashes), -1, np.int64)
+    mask = np.uint64(len(slots) - 1)
+    for i in range(len(entries)):
+        e = entries[i]
+        if e < 0:
+            codes[i] = -1
+            continue
+        code = memo[e]
+        if code < 0:
+            h = new_hashes[e]
+            at = np.int64(h & mask)
+            while slots[at] >= 0 and hashes[slots[at]] != h:
+                at = (at + 1) & np.int64(mask)
+            code = slots[at]
+            if code < 0:
+                code = count
+                slots[at] = count
+                hashes[count] = h
+                start = ends[count]
+                for b in range(new_ends[e], new_ends[e + 1]):
+                    data[start + b - new_ends[e]] = new_data[b]
+                ends[count + 1] = start + new_ends[e + 1] - new_ends[e]
+                count += 1
+            memo[e] = code
+        codes[i] = code
+    return count
+
+
+@njit(cache=True, nogil=True)
+def reslot(slots: Codes, hashes: Hashes, count: int) -> None:
+    """Fills empty slots with the codes of ``count`` ids."""
+    mask = np.uint64(len(slots) - 1)
+    for i in range(count):
+        at = np.int64(hashes[i] & mask)
+        while slots[at] >= 0:
+            at = (at + 1) & np.int64(mask)
+        slots[at] = i
+
+
+@njit(cache=True, nogil=True)
+def find_ids(slots: Codes, hashes: Hashes, wanted: Hashes) -> Ints:
+    """(n,) codes of hashes, -1 for one that is not known."""
+    out = np.full(len(wanted), -1, np.int64)
+    if len(slots) == 0:
+        return out
+    mask = np.uint64(len(slots) - 1)
+    for i in range(len(wanted)):
+        at = np.int64(wanted[i] & mask)
+        while slots[at] >= 0 and hashes[slots[at]] != wanted[i]:
+            at = (at + 1) & np.int64(mask)
+        out[i] = slots[at]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def take_strings(ends: Ints, data: Bytes, codes: Ints) -> tuple[Ints, Bytes]:
+    """Offsets (n + 1,) and bytes of the strings of codes."""
+    offsets = np.zeros(len(codes) + 1, np.int64)
+    for i in range(len(codes)):
+        offsets[i + 1] = offsets[i] + ends[codes[i] + 1] - ends[codes[i]]
+    out = np.empty(offsets[len(codes)], np.uint8)
+    for i in range(len(codes)):
+        start, to = ends[codes[i]], offsets[i]
+        for b in range(offsets[i + 1] - to):
+            out[to + b] = data[start + b]
+    return offsets, out
+
+
+@njit(inline="always")
+def _slot(entity: int, pane: int, member: int, mask: int) -> int:
+    h = np.uint64(entity) * np.uint64(0x9E3779B97F4A7C15)
+    h = (h ^ (h >> np.uint64(29))) + np.uint64(pane) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(31))) + np.uint64(member) * np.uint64(0x94D049BB133111EB)
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.int64((h ^ (h >> np.uint64(32))) & np.uint64(mask))
+
+
+@njit(cache=True, nogil=True)
+def upsert(slots: Codes, head: Codes, entity: Codes, pane: Ints, member: Codes, following: Codes, values: Ints, count: int,
+           ops: Ints, new_entity: Ints, new_pane: Ints, new_member: Ints, new_values: Ints) -> int:
+    """Merges n rows into a table, in any order and with repeats.
+
+    Args:
+      slots: open addressing over rows, -1 for free, a power of two with room; head: newest row of each entity, -1 for none.
+      entity, pane, member, following, values: the table's columns (values is (capacity, k)), with room for n more rows;
+        ``following`` chains the rows of an entity.
+      count: rows in use.
+      ops: (k,) how each value is merged.
+
+    Returns:
+      rows in use now.
+    """
+    mask = len(slots) - 1
+    k = len(ops)
+    for i in range(len(new_entity)):
+        e, p, m = new_entity[i], new_pane[i], new_member[i]
+        at = _slot(e, p, m, mask)
+        row = slots[at]
+        while row >= 0 and (entity[row] != e or pane[row] != p or member[row] != m):
+            at = (at + 1) & mask
+            row = slots[at]
+        if row < 0:
+            slots[at] = count
+            entity[count], pane[count], member[count] = e, p, m
+            following[count] = head[e]
+            head[e] = count
+            for c in range(k):
+                values[count, c] = new_values[i, c]
+            count += 1
+            continue
+        c = 0
+        while c < k:
+            new = new_values[i, c]
+            if ops[c] == SUM:
+                values[row, c] += new
+            elif ops[c] == MIN:
+                values[row, c] = min(values[row, c], new)
+            elif ops[c] == MAX:
+                values[row, c] = max(values[row, c], new)
+            elif ops[c] == TIME:
+                wins = new > values[row, c] or (new == values[row, c] and
+                                                np.uint64(new_values[i, c + 1]) > np.uint64(values[row, c + 1]))
+                end = c + 2
+                while end < k and ops[end] == CARRY:
+                    end += 1
+                if wins:
+                    for x in range(c, end):
+                        values[row, x] = new_values[i, x]
+                c = end - 1
+            c += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def reindex(slots: Codes, entity: Codes, pane: Ints, member: Codes, count: int) -> None:
+    """Fills empty slots with the rows of a table."""
+    mask = len(slots) - 1
+    for i in range(count):
+        at = _slot(entity[i], pane[i], member[i], mask)
+        while slots[at] >= 0:
+            at = (at + 1) & mask
+        slots[at] = i
+
+
+@njit(cache=True, nogil=True)
+def chained(head: Codes, following: Codes, pane: Ints, codes: Ints, least: Ints) -> tuple[Ints, Ints]:
+    """Rows of some entities, each entity's in ascending order of their panes.
+
+    Args:
+      codes: (n,) entities, distinct; one beyond ``head`` has no rows.
+      least: (n,) the first pane wanted of each.
+
+    Returns:
+      bounds (n + 1,) and rows.
+    """
+    bounds = np.zeros(len(codes) + 1, np.int64)
+    for i in range(len(codes)):
+        n = 0
+        row = head[codes[i]] if codes[i] < len(head) else -1
+        while row >= 0:
+            n += pane[row] >= least[i]
+            row = following[row]
+        bounds[i + 1] = bounds[i] + n
+    rows = np.empty(bounds[len(codes)], np.int64)
+    for i in range(len(codes)):
+        at = bounds[i + 1]
+        row = head[codes[i]] if codes[i] < len(head) else -1
+        while row >= 0:
+            if pane[row] >= least[i]:
+                at -= 1
+                rows[at] = row
+            row = following[row]
+        start, end = bounds[i], bounds[i + 1]
+        ordered = True
+        for j in range(start + 1, end):
+            ordered &= pane[rows[j - 1]] <= pane[rows[j]]
+        if ordered:
+            continue
+        if end - start > 64:
+            part = rows[start:end].copy()
+            rows[start:end] = part[np.argsort(pane[part], kind="mergesort")]
+            continue
+        for j in range(start + 1, end):
+            row = rows[j]
+            at = j
+            while at > start and pane[rows[at - 1]] > pane[row]:
+                rows[at] = rows[at - 1]
+                at -= 1
+            rows[at] = row
+    return bounds, rows

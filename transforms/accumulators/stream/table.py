@@ -1,0 +1,97 @@
+"""A table of integer rows under (entity, pane, member) keys that is updated in place: one probe a row, no sorting."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from transforms.accumulators.frame import Ints
+from transforms.accumulators.stream import kernels
+
+NONE = np.int64(-(1 << 62))
+"""Before every pane."""
+
+
+class Table:
+    """Rows whose entities and members are codes of ``Names``. ``ops``: how each of the k value columns is merged (kernels)."""
+
+    def __init__(self, ops: tuple[int, ...]) -> None:
+        self.ops = ops
+        self._ops = np.array(ops, np.int64)
+        self._clear(8)
+
+    def _clear(self, room: int) -> None:
+        self.count = 0
+        self._slots = np.full(1 << (2 * room - 1).bit_length(), -1, np.int32)
+        self._head = np.full(8, -1, np.int32)
+        self._entity = np.empty(room, np.int32)
+        self._pane = np.empty(room, np.int64)
+        self._member = np.empty(room, np.int32)
+        self._following = np.empty(room, np.int32)
+        self._values = np.empty((room, len(self.ops)), np.int64)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in use."""
+        return sum(a.nbytes for a in (self._slots, self._head, self._entity, self._pane, self._member, self._following,
+                                      self._values))
+
+    @property
+    def entity(self) -> npt.NDArray[np.int32]:
+        """(n,) entity codes."""
+        return self._entity[: self.count]
+
+    @property
+    def pane(self) -> Ints:
+        """(n,) panes."""
+        return self._pane[: self.count]
+
+    @property
+    def member(self) -> npt.NDArray[np.int32]:
+        """(n,) member codes."""
+        return self._member[: self.count]
+
+    @property
+    def values(self) -> Ints:
+        """(n, k) values."""
+        return self._values[: self.count]
+
+    def add(self, entity: Ints, pane: Ints, member: Ints, values: Ints) -> None:
+        """Merges rows, in any order and with repeats: values is (n, k)."""
+        n = len(entity)
+        if n == 0:
+            return
+        self._reserve(self.count + n, int(entity.max()) + 1)
+        self.count = kernels.upsert(self._slots, self._head, self._entity, self._pane, self._member, self._following,
+                                    self._values, self.count, self._ops, entity, pane, member, values)
+
+    def _reserve(self, rows: int, entities: int) -> None:
+        if entities > len(self._head):
+            head = np.full(max(entities, 2 * len(self._head)), -1, np.int32)
+            head[: len(self._head)] = self._head
+            self._head = head
+        if rows > len(self._entity):
+            room = max(rows, 3 * len(self._entity) // 2)
+            for name in ("_entity", "_pane", "_member", "_following", "_values"):
+                old = getattr(self, name)
+                new = np.empty((room, *old.shape[1:]), old.dtype)
+                new[: self.count] = old[: self.count]
+                setattr(self, name, new)
+        if 2 * rows > len(self._slots):
+            self._slots = np.full(1 << (3 * rows - 1).bit_length(), -1, np.int32)
+            kernels.reindex(self._slots, self._entity, self._pane, self._member, self.count)
+
+    def rows_of(self, entities: Ints, least: Ints | None = None) -> tuple[Ints, Ints]:
+        """Rows of distinct entities from the pane ``least`` (n,) on: bounds (n + 1,), and rows by ascending pane."""
+        if least is None:
+            least = np.full(len(entities), NONE)
+        return kernels.chained(self._head, self._following, self._pane, entities, least)
+
+    def rebuild(self, rows: Ints, entity: Ints, pane: Ints, member: Ints) -> None:
+        """Keeps the given rows only, in that order, under new keys; rows of one key become one."""
+        values = self._values[rows]
+        self._clear(max(8, len(rows)))
+        self.add(entity, pane, member, values)
