@@ -11,6 +11,12 @@ from schemas.xxh3 import hash64_strings
 
 USER, ITEM = "u", "i"
 ENTITY_KINDS = {"user": USER, "item": ITEM}
+SUPPRESSED = "s:"
+"""Begins the group name of a suppression cell (family stream, row of the user); the item's id follows."""
+STATUS = "status"
+"""Group of the status row of a job."""
+STREAM_JOB = "stream"
+"""Name of the streaming job whose values readers take, where no other is given."""
 
 
 def hash64(entity_id: str) -> int:
@@ -55,6 +61,16 @@ def row_key(kind: str, entity_id: str) -> str:
 def list_key(user_id: str, surface: str) -> str:
     """Row key of a user's recommendation list on a surface."""
     return f"{hash64(user_id) >> 56:02x}#{user_id}#{surface}"
+
+
+def suppressed_group(item_id: str) -> str:
+    """Group name of the cell that hides an item from a user."""
+    return SUPPRESSED + item_id
+
+
+def status_key(job: str = STREAM_JOB) -> str:
+    """Row key of a streaming job's status (family stream, group STATUS)."""
+    return f"status#stream#{job}"
 
 
 def import_event_id(source: str, row: int) -> str:

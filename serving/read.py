@@ -1,7 +1,7 @@
 """The read path: one page of the ranked list that a user is to see now.
 
 The user's own list of the active version; without one the popular list of that version; without a readable store the
-popular list kept in memory. Consumed and excluded items never appear.
+popular list kept in memory. Consumed, suppressed and excluded items never appear.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import msgspec
 
 from schemas.cells import CellError, RankedList, decode_list, decode_recs
-from schemas.keys import USER, list_key, row_key
+from schemas.keys import SUPPRESSED, USER, list_key, row_key
+from schemas.workspace import DAY_MICROS
 from serving.catalogue import Catalogue, CatalogueItem, title_of
 from serving.responses import Explanation, Metadata, RankedItem, Recommendations, ServedFrom, reason_sentence, rfc3339
-from serving.stores.base import Active, Store, StoreError
+from serving.stores.base import ANY, Active, Store, StoreError
 from serving.versions import Pointers, version_for
 
 HOMEPAGE = "homepage"
@@ -26,6 +27,8 @@ HOMEPAGE = "homepage"
 ANYONE = ""
 """User id under which the recommend job writes the popular list."""
 CONSUMED = "user_consumed"
+SUPPRESS_DAYS = 7
+"""A suppression older than this hides nothing: the batch features have had the event for days by then."""
 REOPEN_SECONDS = 1.0
 MAX_CURSOR = 512
 
@@ -189,7 +192,8 @@ class ListReader:
             self._popular[surface] = _Popular(_Source(recs, active.champion, surface, False), items)
 
     def _from_store(self, store: Store, request: Request, request_id: str) -> Recommendations | None:
-        hidden = request.exclude | self._consumed(store, request.user_id)
+        suppressed = request.exclude | self._suppressed(store, request.user_id)
+        hidden = suppressed | self._consumed(store, request.user_id)
         page: _Page | None = None
         for source in self._sources(store, request):
             page = _page(source, request, hidden)
@@ -198,7 +202,9 @@ class ListReader:
         else:
             if page is None:
                 return None
-            page = _page(page.source, request, request.exclude)  # who consumed all that is popular still gets an answer
+            source = page.source  # who consumed all that is popular still gets an answer
+            page = _page(source, request, suppressed)
+            page = page if page.positions else _page(source, request, request.exclude)
         recs = page.source.recs
         ids = [i for p in page.positions for i in (recs.item_ids[p], recs.source_item_ids[p]) if i]
         expired = recs.expires_at <= self._now()
@@ -237,6 +243,12 @@ class ListReader:
                 yield _Source(decode_recs(cell.value), version, surface, personal)
             except CellError as error:
                 self._tell("unreadable cell", {"detail": str(error)})
+
+    def _suppressed(self, store: Store, user_id: str) -> Set[str]:
+        """What the user was done with just now, also while neither stream nor batch features know it yet."""
+        cells = store.read_features([row_key(USER, user_id)], "stream", [SUPPRESSED + ANY])[0]
+        since = self._now() - SUPPRESS_DAYS * DAY_MICROS
+        return {group[len(SUPPRESSED):] for group, cell in cells.items() if cell.timestamp >= since}
 
     @staticmethod
     def _consumed(store: Store, user_id: str) -> Set[str]:

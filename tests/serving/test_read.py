@@ -6,9 +6,9 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_world import NOW
+from serving_world import DAY, NOW
 
-from schemas.keys import ITEM, row_key
+from schemas.keys import ITEM, USER, row_key, suppressed_group
 from serving.catalogue import Catalogue, title_of
 from serving.read import Cursor, CursorError, ListReader, NothingPublishedError, Request
 from serving.responses import reason_sentence, rfc3339
@@ -97,6 +97,47 @@ def test_a_version_dropped_under_a_reader_costs_no_answer(world):
     world.flip("v3", previous="v2")
     world.store.drop_version("v1")  # within the second for which the reader believes its pointer
     assert [i.item_id for i in reader.recommend(Request("ann"), "r").items] == ["p3"]
+    reader.close()
+
+
+def suppress(world, user, item, at=NOW):
+    """As the collector does before it answers, and the stream after it."""
+    world.store.write_features([FeatureWrite(row_key(USER, user), "stream", suppressed_group(item), Cell(b"", at))])
+
+
+def test_a_suppressed_item_is_gone_from_the_next_answer_on_every_page(world):
+    world.put_list("ann", "v1", ["a", "b", "c", "d"])
+    world.put_list("", "v1", ["p1", "p2"])
+    world.flip("v1")
+    reader = ListReader(lambda: open_store(world.uri, create=False), lambda: NOW)
+
+    def served(user="ann", **more):
+        return [i.item_id for i in reader.recommend(Request(user, **more), "r").items]
+
+    first = reader.recommend(Request("ann", page_size=2), "r")
+    assert [i.item_id for i in first.items] == ["a", "b"]
+    suppress(world, "ann", "b")
+    suppress(world, "ann", "c", at=NOW + 60_000_000)  # a client's clock may run ahead
+    assert served() == ["a", "d"]
+    assert served(cursor=Cursor.decode(first.next_cursor)) == ["d"]
+    assert served("bob") == ["p1", "p2"]  # of another user nothing is hidden
+    suppress(world, "bob", "p2")
+    assert served("bob") == ["p1"]
+    suppress(world, "bob", "p1")
+    assert served("bob") == ["p1", "p2"]  # who is done with all there is still gets an answer
+    world.put_features("cat", "user_consumed", ["p1", "p2"])
+    suppress(world, "cat", "p1")
+    assert served("cat") == ["p2"]  # but rather what was consumed long ago than what was just now
+    reader.close()
+
+
+def test_a_suppression_ends_when_batch_has_long_had_the_event(world):
+    world.put_list("ann", "v1", ["new", "week", "old"])
+    world.flip("v1")
+    for item, days in (("new", 1), ("week", 7), ("old", 8)):
+        suppress(world, "ann", item, NOW - days * DAY)
+    reader = ListReader(lambda: open_store(world.uri, create=False), lambda: NOW)
+    assert [i.item_id for i in reader.recommend(Request("ann"), "r").items] == ["old"]
     reader.close()
 
 
