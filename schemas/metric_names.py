@@ -16,3 +16,20 @@ USERS_WITHOUT_VECTOR = "users_without_vector"
 RETRIEVAL_WANTED = "retrieval_wanted"
 RETRIEVAL_FOUND = "retrieval_found"
 """Of sampled users: true best items the index should have found, and those it did."""
+
+RECORDS_READ = "records_read"
+BYTES_READ = "bytes_read"
+EVENTS_LOST = "events_lost"
+"""Records of the event log that retention deleted before they were read."""
+WATERMARK_DELAY_MS = "watermark_delay_ms"
+"""Distribution: how far behind the wall clock event time is complete, in milliseconds."""
+
+
+def lag(partition: int) -> str:
+    """The gauge of a log partition's records that wait to be read."""
+    return f"lag_{partition}"
+
+
+def rejected(reason: str) -> str:
+    """The counter of events and records refused for a reason; EVENTS_REJECTED counts them all."""
+    return f"{EVENTS_REJECTED}_{reason}"
