@@ -92,6 +92,13 @@ class Lake:
             table = self._catalog.load_table((NAMESPACE, name))
         return table
 
+    def newest_summary(self, name: str, key: str) -> str | None:
+        """The value that the newest snapshot with this property gives it; None when no snapshot has it."""
+        for snapshot in sorted(self.table(name).snapshots(), key=lambda s: -(s.sequence_number or 0)):
+            if snapshot.summary is not None and (value := snapshot.summary.additional_properties.get(key)) is not None:
+                return value
+        return None
+
     def snapshot_id(self, name: str) -> int | None:
         """The current snapshot of a table, None while it is empty; ``read`` and ``files`` take it for time travel."""
         snapshot = self.table(name).current_snapshot()
@@ -124,16 +131,18 @@ class Lake:
                           selected_fields=tuple(columns) if columns else ("*",))
         return scan.to_arrow()
 
-    def read_positions(self, name: str, sources: Sequence[str] | None = None) -> pa.Table:
-        """(source, partition, offset, index) of the rows of some sources (None: all) of a table that has them.
+    def read_positions(self, name: str, sources: Sequence[str] | None = None, since: int = 0) -> pa.Table:
+        """(source, partition, offset, index) of the rows of some sources (None: all), at offsets from ``since`` on.
 
-        Files whose range of sources holds none of them are not opened.
+        Files whose ranges of sources and offsets hold none of them are not opened.
         """
         names = tuple(f.name for f in POSITION)
         table = self.table(name)
         if table.current_snapshot() is None or (sources is not None and not sources):
             return pa.schema(POSITION).empty_table()
         only: BooleanExpression = AlwaysTrue() if sources is None else In("source", set(sources))
+        if since > 0:
+            only = And(only, GreaterThanOrEqual("offset", since))
         return table.scan(row_filter=only, selected_fields=names).to_arrow()
 
     @contextlib.contextmanager
@@ -161,7 +170,7 @@ class Lake:
 
     @property
     def spill_root(self) -> Path:
-        """Where a writer puts rows that exceed its memory, in a folder of its own; beside the tables, for their disk is large."""
+        """Where a writer puts rows that exceed its memory, in a folder of its own: on the tables' disk, for it is large."""
         return self._warehouse.parent / "spill"
 
     def data_folder(self, name: str) -> Path:

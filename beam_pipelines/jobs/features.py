@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from beam_pipelines import crashpoints
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import DataFile, Lake
+from beam_pipelines.io.store_sink import write_catalogue
 from beam_pipelines.options import Config
 from beam_pipelines.progress import Stage
 from beam_pipelines.runner import pipeline
@@ -119,7 +120,10 @@ def backfill(config: Config, as_ofs: Sequence[int], groups: Sequence[str] | None
 
 
 def publish_snapshot(config: Config, as_of: int, groups: Sequence[str] | None = None, lake: Lake | None = None) -> int:
-    """Writes the snapshot as of a midnight to the store's ``batch`` family, cell timestamp = as_of; returns the cells."""
+    """Writes the snapshot as of a midnight to the store's ``batch`` family, cell timestamp = as_of; returns the cells.
+
+    The items' catalogue entries that differ are written too, so that what is shown of features has titles.
+    """
     lake = lake or Lake.open(config.lake, config.catalog)
     chosen = _chosen(groups)
     store = open_store(config.store)
@@ -132,6 +136,7 @@ def publish_snapshot(config: Config, as_of: int, groups: Sequence[str] | None = 
                     count += store.write_features(_writes(entity, file.path, as_of, chosen))
                     crashpoints.reached("features.cells")
                     stage.advance()
+            write_catalogue(store, lake.read("items"))
     finally:
         store.close()
     return count

@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from beam_pipelines.cli.main import main
+from beam_pipelines.io.ingest import upsert_items
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.jobs import features
 from beam_pipelines.options import Config
@@ -13,6 +15,7 @@ from benchmarks.synthetic import FIRST_DAY, write_events
 from schemas.cells import decode_list, decode_vector
 from schemas.features import features_of
 from schemas.keys import row_key
+from schemas.tables import ITEMS
 from schemas.workspace import DAY_MICROS
 from serving.stores import open_store
 
@@ -48,6 +51,17 @@ def test_a_run_reaches_tables_and_store(config, capsys):
     np.testing.assert_array_equal(decode_vector(cells["user_stats"].value), wanted)
     ids, times, _ = decode_list(cells["user_last_items"].value)
     assert ids == row["last_items"]["ids"] and times.tolist() == row["last_items"]["times"]
+
+
+def test_after_features_alone_items_are_shown_by_title(config, capsys):
+    lake = Lake.open(config.lake)
+    item = lake.read("events", ["item_id"])["item_id"][0].as_py()
+    upsert_items(lake, pa.Table.from_pylist([{"item_id": item, "title": "Fargo", "categories": [], "is_active": True, "schema_version": 1,
+                                              "updated_at": 0, "attributes": []}], schema=ITEMS.schema))
+    features.run(config, AS_OF)
+    capsys.readouterr()
+    assert main(["show", "item", item, "--workspace", str(config.workspace.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Fargo"
 
 
 @pytest.mark.parametrize(("words", "said"), [
