@@ -16,7 +16,7 @@ class Workspace:
     """Paths of a workspace, and its clock: the wall clock or, after an import of old data, frozen.
 
     Expiry, ``now`` and ``as_of`` all ask ``now()``. The clock is frozen at the midnight (UTC) after the last imported
-    event, and only ever moves forward.
+    event, and only ever moves forward. Once live events come in it runs again, and no import freezes it.
     """
 
     root: Path
@@ -55,26 +55,44 @@ class Workspace:
     def _clock_file(self) -> Path:
         return self.root / "clock.json"
 
+    def _clock(self) -> dict[str, int]:
+        try:
+            return dict(json.loads(self._clock_file.read_text()))
+        except FileNotFoundError:
+            return {}
+
     def now(self) -> int:
         """Microseconds since 1970 (UTC) by this workspace's clock."""
-        try:
-            frozen = json.loads(self._clock_file.read_text())["frozen_at"]
-        except FileNotFoundError:
-            return time.time_ns() // 1000
-        return int(frozen)
+        clock = self._clock()
+        return int(clock["frozen_at"]) if clock and not clock.get("runs") else time.time_ns() // 1000
 
     @property
     def is_frozen(self) -> bool:
         """Whether the clock stands still."""
-        return self._clock_file.exists()
+        clock = self._clock()
+        return bool(clock) and not clock.get("runs")
+
+    @property
+    def data_until(self) -> int | None:
+        """The midnight after the last imported event, microseconds; None before the first import."""
+        found = self._clock().get("frozen_at")
+        return None if found is None else int(found)
 
     def freeze_after(self, last_event: int) -> int:
-        """Freezes the clock at the midnight after an event time (microseconds) and returns it; never moves it back."""
-        midnight = (last_event // DAY_MICROS + 1) * DAY_MICROS
-        if self.is_frozen:
-            midnight = max(midnight, self.now())
-        write_atomically(self._clock_file, json.dumps({"frozen_at": midnight}).encode())
+        """Freezes the clock at the midnight after an event time (microseconds) and returns it; never moves it back.
+
+        A clock that runs for live events goes on running; ``data_until`` moves all the same.
+        """
+        clock = self._clock()
+        midnight = max((last_event // DAY_MICROS + 1) * DAY_MICROS, clock.get("frozen_at", 0))
+        write_atomically(self._clock_file, json.dumps({**clock, "frozen_at": midnight}).encode())
         return midnight
+
+    def run_clock(self) -> None:
+        """From now on the wall clock counts: live events are coming in."""
+        clock = self._clock()
+        if not clock.get("runs"):
+            write_atomically(self._clock_file, json.dumps({**clock, "runs": 1}).encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from beam_pipelines.simulate.world import DEVICES, DIMENSIONS, F32, I32, I64, PAGE, START, World, examination, generator
+from beam_pipelines.simulate.world import DEVICES, DIMENSIONS, F32, I32, I64, PAGE, World, examination, generator
 from schemas.event_types import CODES
 from schemas.workspace import DAY_MICROS
 
@@ -80,9 +80,9 @@ class Behaviour:
         self._seen = np.zeros(1 << (_SEEN_BITS - 3), np.uint8)
 
     def day(self, day: int) -> Day:
-        """Day number ``day`` (0 is START's); call it for 0, 1, 2, ... in turn."""
+        """Day number ``day`` (0 is the first); call it for 0, 1, 2, ... in turn."""
         rng = generator(self._world.spec, 1000, day)
-        start = START + day * DAY_MICROS
+        start = self._world.spec.first + day * DAY_MICROS
         parts = [self._signups(start), *self._sessions(rng, day, start)]
         if self._world.spec.bots:
             parts.append(self._bots(rng, day, start))
@@ -111,28 +111,36 @@ class Behaviour:
         begin = start + hours * HOUR + rng.integers(0, HOUR, n)
         begin = np.maximum(begin, world.user_born[user] + MINUTE)
         on_time = begin < start + DAY_MICROS
-        user, begin = user[on_time], begin[on_time]
-        n = len(user)
-        alive = world.alive_items(start)
-        if n == 0 or len(alive) == 0:
+        shelves = Shelves.at(world, start)
+        if shelves is None or not on_time.any():
             return []
+        return self.sessions(rng, day * ORDERED, user[on_time], begin[on_time], shelves)
+
+    def sessions(self, rng: np.random.Generator, first: int, user: I32, begin: I64, shelves: Shelves) -> list[Rows]:
+        """What n sessions bring about, in parts; their rows have no number yet.
+
+        Args:
+          first: sessions are numbered from here on, requests too; both take less than 12 n numbers.
+          user, begin: (n,) whose session it is and when it begins.
+          shelves: what there is to show.
+        """
+        world, n = self._world, len(user)
         device = np.where(rng.random(n) < 0.8, world.user_device[user], rng.integers(0, len(DEVICES), n)).astype(np.int8)
         referrer = rng.choice(len(REFERRERS), n, p=[0.55, 0.25, 0.1, 0.1]).astype(np.int8)
         surface = np.where(referrer == 2, 3, rng.choice(len(SURFACES), n, p=[0.72, 0.22, 0.06, 0])).astype(np.int8)
         shown = PAGE * rng.geometric(0.45, n).clip(1, _PAGES)
         mood = _moods(rng, world, user)
-        shelves = _Shelves(world, alive, start)
         bounds = np.searchsorted(np.cumsum(shown), np.arange(_CHUNK, int(shown.sum()) + _CHUNK, _CHUNK), side="left")
-        parts, first = [], 0
+        parts, done = [], 0
         for last in np.unique(np.minimum(bounds + 1, n)).tolist():
-            s = np.arange(first, last)
-            parts += self._pages(rng, day, s, user, begin, device, referrer, surface, shown, mood, shelves)
-            first = last
+            s = np.arange(done, last)
+            parts += self._pages(rng, first, s, user, begin, device, referrer, surface, shown, mood, shelves)
+            done = last
         return parts
 
-    def _pages(self, rng: np.random.Generator, day: int, sessions: npt.NDArray[np.intp], user: I32, begin: I64,
+    def _pages(self, rng: np.random.Generator, first: int, sessions: npt.NDArray[np.intp], user: I32, begin: I64,
                device: npt.NDArray[np.int8], referrer: npt.NDArray[np.int8], surface: npt.NDArray[np.int8],
-               shown: npt.NDArray[np.integer], mood: npt.NDArray[np.int8], shelves: _Shelves) -> list[Rows]:
+               shown: npt.NDArray[np.integer], mood: npt.NDArray[np.int8], shelves: Shelves) -> list[Rows]:
         """The impressions of some sessions, and what follows from each."""
         world = self._world
         of = np.repeat(sessions, shown[sessions])
@@ -143,7 +151,7 @@ class Behaviour:
         at = begin[of] + page * (90 * SECOND) + (rank % PAGE + 1) * (3 * SECOND)
         impressions = Rows(
             number=np.zeros(n, np.int64), kind=np.full(n, CODES["impression"], np.int8), user=user[of], item=item, at=at,
-            lag=np.zeros(n, np.int64), session=day * ORDERED + of, request=day * ORDERED + of * _PAGES + page,
+            lag=np.zeros(n, np.int64), session=first + of, request=first + of * _PAGES + page,
             position=position, dwell=np.full(n, -1, np.int32), value=np.full(n, np.nan, np.float32), device=device[of],
             surface=surface[of], referrer=referrer[of])
         looked = np.flatnonzero(rng.random(n, np.float32) < examination(np.arange(1, PAGE + 1))[position - 1])
@@ -221,8 +229,14 @@ class Behaviour:
         return (rows.take(~lost), int(lost.sum())) if lost.any() else (rows, 0)
 
 
-class _Shelves:
+class Shelves:
     """Draws items to show: from a category or from all by popularity, or any living item by chance."""
+
+    @classmethod
+    def at(cls, world: World, at: int) -> Shelves | None:
+        """What can be shown at a moment (microseconds); None when no item is alive."""
+        alive = world.alive_items(at)
+        return cls(world, alive, at) if len(alive) else None
 
     def __init__(self, world: World, alive: npt.NDArray[np.intp], at: int) -> None:
         order = alive[np.argsort(world.item_category[alive], kind="stable")]

@@ -8,7 +8,7 @@ mixes taste, popularity and chance, so a recommender has to undo position bias a
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ BIAS, SHARPNESS = -3.0, 4.0
 PAGE = 10  # items on a page
 FOUNDING_SHARE = 0.7  # of users and items that are there on the first day
 GROWTH_DAYS = 60  # over which the others arrive, whatever the length of the simulation
-START = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+FIRST_DAY = "2026-01-01"
 CATEGORIES = (
     "Mystery", "Comedy", "Drama", "Science Fiction", "Romance", "Thriller", "Documentary", "Animation", "Fantasy", "Western",
     "Musical", "Horror", "Adventure", "War", "History", "Sport", "Family", "Crime", "Travel", "Cooking", "Nature", "Music",
@@ -50,13 +50,14 @@ class WorldSpec:
 
     Attributes:
       users, items: how many there will ever be (a share arrives during the first GROWTH_DAYS).
-      days: days simulated from START on.
+      days: days simulated from ``start`` on.
       seed: of everything.
       sessions: mean sessions of a user on a day.
       bots: accounts that click hundreds of items a day without looking.
       outages: expected outages of the collector on a day; some events are lost, the others arrive when it is back.
       duplicates: share of events that are sent twice.
       late: share of events that arrive minutes to hours after they happened.
+      start: the first day, as 2026-01-01; it moves everything in time and changes nothing else but weekends.
     """
 
     users: int = 2_000
@@ -68,6 +69,7 @@ class WorldSpec:
     outages: float = 0.0
     duplicates: float = 0.01
     late: float = 0.02
+    start: str = FIRST_DAY
 
     def __post_init__(self) -> None:
         checks = {
@@ -81,10 +83,21 @@ class WorldSpec:
         for message, good in checks.items():
             if not good:
                 raise ValueError(message)
+        try:
+            day = date.fromisoformat(self.start)
+        except ValueError as error:
+            raise ValueError(f"start must be a date like {FIRST_DAY}, not {self.start!r}") from error
+        if not date(1980, 1, 1) <= day <= date(2150, 1, 1):
+            raise ValueError("start must lie between 1980 and 2150")
 
-    def json(self) -> dict[str, float | int]:
+    @property
+    def first(self) -> int:
+        """The midnight at which the first day begins, microseconds."""
+        return int(datetime.combine(date.fromisoformat(self.start), datetime.min.time(), UTC).timestamp()) * 1_000_000
+
+    def json(self) -> dict[str, float | int | str]:
         """As in world.json."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("start", FIRST_DAY)}
 
 
 @dataclass(frozen=True)
@@ -128,9 +141,9 @@ class World:
         second[(items.random(n) < 0.5) | (second == category)] = -1
         blend = centres[category] + np.where(second[:, None] >= 0, np.float32(0.5) * centres[second], np.float32(0))
         weight = _zipf(n, 0.9)[items.permutation(n)].astype(np.float32)
-        born = _arrivals(items, n, 900)
+        born = _arrivals(items, n, 900, spec.first)
         lives = (items.exponential(90, n) * DAY_MICROS).astype(np.int64)
-        gone = np.maximum(born + lives, START + DAY_MICROS)  # nothing is gone before the first day
+        gone = np.maximum(born + lives, spec.first + DAY_MICROS)  # nothing is gone before the first day
         dies = np.where(items.random(n) < 0.2, gone, np.iinfo(np.int64).max)
         users = generator(spec, 2)
         m = spec.users + spec.bots
@@ -140,7 +153,8 @@ class World:
         activity = users.gamma(1.2, spec.sessions / 1.2, m).astype(np.float32)
         activity[spec.users :] = 4.0
         return cls(
-            spec=spec, centres=centres, user_taste=_unit(taste), user_activity=activity, user_born=_arrivals(users, m, 400),
+            spec=spec, centres=centres, user_taste=_unit(taste), user_activity=activity,
+            user_born=_arrivals(users, m, 400, spec.first),
             user_device=users.choice(len(DEVICES), m, p=[0.6, 0.3, 0.1]).astype(np.int8),
             user_country=users.choice(len(COUNTRIES), m, p=_COUNTRY_SHARES).astype(np.int8),
             item_taste=_unit(blend + np.float32(0.15) * items.standard_normal((n, DIMENSIONS), np.float32)),
@@ -151,7 +165,7 @@ class World:
     @property
     def end(self) -> int:
         """The midnight after the last day, microseconds."""
-        return START + self.spec.days * DAY_MICROS
+        return self.spec.first + self.spec.days * DAY_MICROS
 
     @property
     def hours_east(self) -> I32:
@@ -210,9 +224,9 @@ def _zipf(n: int, exponent: float) -> npt.NDArray[np.float64]:
     return weights / weights.sum()
 
 
-def _arrivals(rng: np.random.Generator, n: int, days_before: int) -> I64:
-    """When each of n arrives: most before START, the others over GROWTH_DAYS; whole seconds."""
+def _arrivals(rng: np.random.Generator, n: int, days_before: int, start: int) -> I64:
+    """When each of n arrives: most before ``start``, the others over GROWTH_DAYS; whole seconds."""
     seconds = -rng.integers(1, days_before * 86_400, n)
     later = rng.random(n) >= FOUNDING_SHARE
     seconds[later] = rng.integers(0, GROWTH_DAYS * 86_400, int(later.sum()))
-    return (START + seconds * 1_000_000).astype(np.int64)
+    return (start + seconds * 1_000_000).astype(np.int64)

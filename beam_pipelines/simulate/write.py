@@ -18,7 +18,7 @@ from beam_pipelines.options import Config
 from beam_pipelines.progress import Stage
 from beam_pipelines.simulate.behaviour import SECOND, Behaviour, Rows
 from beam_pipelines.simulate.columns import EventColumns, items_table, users_table
-from beam_pipelines.simulate.world import START, World, WorldSpec, generator
+from beam_pipelines.simulate.world import World, WorldSpec, generator
 from schemas.workspace import DAY_MICROS, write_atomically
 
 WORLD_FILE, TRUTH_FILE = "world.json", "truth.npz"
@@ -59,7 +59,7 @@ def spec_of(config: Config) -> WorldSpec | None:
 
 
 def simulate(config: Config, spec: WorldSpec) -> SimulateReport:
-    """Writes a world into the workspace and freezes its clock at the midnight after the last day.
+    """Writes a world into the workspace and freezes its clock, unless that runs, at the midnight after the last day.
 
     Running it again adds nothing; running it with more days adds those days of the same world.
 
@@ -73,11 +73,12 @@ def simulate(config: Config, spec: WorldSpec) -> SimulateReport:
     world = World.from_seed(spec)
     root = config.workspace.root
     write_atomically(root / WORLD_FILE, json.dumps(replace(spec, days=before.days if before else spec.days).json()).encode())
-    done = config.workspace.is_frozen and config.workspace.now() >= world.end
+    held_until = config.workspace.data_until
+    done = held_until is not None and held_until >= world.end
     if done:
         return SimulateReport(spec.users, spec.items, spec.days, 0, 0, 0, 0, 0, 0, True, time.monotonic() - started, 0.0)
     # What arrived late on the last day of a shorter run arrives now; earlier days are complete.
-    first = max(0, before.days - 1) if before and config.workspace.is_frozen else 0
+    first = max(0, before.days - 1) if before and held_until is not None else 0
     tally = _Tally()
     with Stage("simulate", total=spec.days, quiet=config.quiet) as stage:
         counts = ingest(lake, _ahead(_days(world, first, tally, stage), EventColumns(world)))
@@ -109,7 +110,7 @@ def _days(world: World, first: int, tally: _Tally, stage: Stage | None) -> Itera
     pending: dict[int, list[Rows]] = {}
     for day in range(world.spec.days):
         made = behaviour.day(day)
-        due = (made.later.at - START) // DAY_MICROS
+        due = (made.later.at - world.spec.first) // DAY_MICROS
         for later in np.unique(due).tolist():
             if later < world.spec.days:
                 pending.setdefault(later, []).append(made.later.take(due == later))

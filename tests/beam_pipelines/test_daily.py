@@ -20,12 +20,13 @@ from beam_pipelines.io.lake import Lake
 from beam_pipelines.jobs import daily, demo
 from beam_pipelines.jobs.steps import MAX_SNAPSHOTS, STEPS, snapshot_days, step_named, table_fingerprint
 from beam_pipelines.options import Config, parse_as_of
-from beam_pipelines.simulate.world import START, WorldSpec
+from beam_pipelines.simulate.world import WorldSpec
 from beam_pipelines.simulate.write import simulate
 from schemas.workspace import DAY_MICROS
 from transforms import definitions
 
 SPEC = WorldSpec(users=30, items=40, days=3, sessions=1.5, late=0.5)
+START = SPEC.first
 FEATURES = daily.RunOptions(to_step="features", isolate=False)
 
 

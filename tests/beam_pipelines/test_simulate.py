@@ -15,12 +15,13 @@ from beam_pipelines.cli.main import main
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.options import Config
-from beam_pipelines.simulate.world import START, World, WorldSpec, examination
+from beam_pipelines.simulate.world import World, WorldSpec, examination
 from beam_pipelines.simulate.write import day_tables, simulate
 from schemas.tables import EVENTS
 from schemas.workspace import DAY_MICROS
 
 SPEC = WorldSpec(users=300, items=120, days=6, seed=11)
+START = SPEC.first
 
 
 def events_of(spec: WorldSpec) -> pl.DataFrame:
@@ -52,6 +53,17 @@ def index_of(ids: pl.Series) -> np.ndarray:
 def test_same_seed_same_rows_and_another_seed_others() -> None:
     assert events_of(SPEC).equals(events_of(SPEC))
     assert not events_of(SPEC).equals(events_of(replace(SPEC, seed=12)))
+
+
+def test_a_later_first_day_moves_the_same_world() -> None:
+    """By whole weeks, so that weekends fall alike."""
+    later = events_of(replace(SPEC, start="2026-10-01"))
+    moved = WorldSpec(start="2026-10-01").first - START
+    times = [pl.col(c) + moved for c in ("occurred_at", "ingested_at")]
+    assert moved % (7 * DAY_MICROS) == 0 and later.equals(events_of(SPEC).with_columns(times))
+    for wrong in ("yesterday", "1066-10-14"):
+        with pytest.raises(ValueError, match="start"):
+            WorldSpec(start=wrong)
 
 
 def test_the_lake_holds_each_event_once_as_sent(tmp_path: Path) -> None:
