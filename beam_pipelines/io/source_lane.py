@@ -183,8 +183,8 @@ class Lane:
     def _skip(self, span: Span, gone: OffsetGone) -> Step:
         place = span.places[gone.partition]
         if gone.earliest <= place.next:
-            raise LogError(f"{self._name} partition {gone.partition}: offset {place.next} lies after the log's end. Was the log "
-                           "made anew? Start from a timestamp or from exact offsets") from gone
+            raise LogError(f"{self._name} partition {gone.partition}: offset {place.next} lies after the log's end. Was the "
+                           "log made anew? Start from a timestamp or from exact offsets") from gone
         end = min(gone.earliest, place.stop)
         lost = Lost(gone.partition, place.next, end)
         message = (f"{self._name} partition {lost.partition}: offsets {lost.first} to {lost.end - 1} were deleted before "
