@@ -21,7 +21,7 @@ from transforms.ingest import Mask, Rows, dedupe, whole
 
 MAX_FILES = 4
 _MERGE_ROWS = 4_000_000
-"""A day of more files than MAX_FILES is merged into one, unless it is larger than this."""
+"""The smaller files of a day that has more than MAX_FILES are merged, into files of at most so many rows."""
 
 _SORT_AT_ONCE = 8_000_000
 _MAX_RUNS = 64
@@ -49,8 +49,8 @@ class _File:
 class EventFiles:
     """Takes events by ``add``; ``close`` says which files make the table right."""
 
-    def __init__(self, lake: Lake, budget_bytes: int) -> None:
-        self._lake = lake
+    def __init__(self, lake: Lake, budget_bytes: int, across_days: bool = True) -> None:
+        self._lake, self._across_days = lake, across_days
         self._stored: dict[int, list[_File]] = defaultdict(list)
         for f in lake.files("events"):
             self._stored[f.day or 0].append(_File(f.path, f.day or 0, None))
@@ -67,7 +67,8 @@ class EventFiles:
     def close(self) -> Written:
         """Writes everything and settles copies across days; the files are not yet part of the table."""
         self._days.close()
-        self._settle_across_days()
+        if self._across_days:
+            self._settle_across_days()
         for day in sorted({*self._new, *(f.day for fs in self._stored.values() for f in fs if f.path in self._lost)}):
             self._settle_files(day)
         return self._written
@@ -137,24 +138,24 @@ class EventFiles:
         self._settle(parts, [_read(path, rows) for path, rows in parts])
 
     def _settle_files(self, day: int) -> None:
-        """Rewrites files with lost rows, and merges the files of a day that has too many."""
+        """Rewrites files with lost rows, and merges the smaller files of a day that has too many."""
         out, stored, new = self._written, self._stored[day], self._new[day]
         files = [*stored, *new]
-        stale = [f for f in files if f.path in self._lost]
-        rows = sum(pq.read_metadata(f.path).num_rows for f in files)
-        if len(files) > MAX_FILES and rows <= _MERGE_ROWS:
-            stale = files
-        left = [t for f in stale if len(t := _read(f.path, np.flatnonzero(self._alive(f))))]
-        if left:
-            if stale is files:
-                left = [pa.concat_tables(left)]
-            out.add += [self._lake.write_file("events", t, day) for t in left]
-        gone = {f.path for f in stale}
+        merged = _too_many(files)
+        stale = [f for f in files if f.path in self._lost and f not in merged]
+        out.add += [self._lake.write_file("events", t, day) for f in stale if len(t := self._living(f))]
+        if merged:
+            left = [t for f in merged if len(t := self._living(f))]
+            out.add += [self._lake.write_file("events", pa.concat_tables(left), day)] if left else []
+        gone = {f.path for f in (*stale, *merged)}
         out.drop += [f.path for f in stored if f.path in gone]
         out.add += [f.path for f in new if f.path not in gone]
         for f in new:
             if f.path in gone:
                 Path(f.path).unlink()
+
+    def _living(self, file: _File) -> pa.Table:
+        return _read(file.path, np.flatnonzero(self._alive(file)))
 
     def _holding(self, files: Sequence[_File], wanted: HashSet) -> list[tuple[str, Rows]]:
         """The files with a living row of a wanted hash, and those rows."""
@@ -177,6 +178,25 @@ class EventFiles:
         with self._lock:
             self._written.duplicates += len(lost)
             self._written.conflicts += int(conflicts.sum())
+
+
+def _too_many(files: Sequence[_File]) -> list[_File]:
+    """Of a day with too many files those to merge: the smallest, and each next one not much larger than all before it.
+
+    So an event of a day that grows by many small commits is rewritten a number of times that grows with their logarithm.
+    """
+    if len(files) <= MAX_FILES:
+        return []
+    rows = {f.path: pq.read_metadata(f.path).num_rows for f in files}
+    ascending = sorted(files, key=lambda f: (rows[f.path], f.path))
+    chosen: list[_File] = []
+    total = 0
+    for f in ascending:
+        if total + rows[f.path] > _MERGE_ROWS or (len(chosen) > len(files) - MAX_FILES and rows[f.path] > 2 * total):
+            break
+        chosen.append(f)
+        total += rows[f.path]
+    return chosen if len(chosen) > 1 else []
 
 
 class _EventDays(DayBuffer):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +61,9 @@ class IngestCounts:
     seconds: float = 0.0
 
 
-def ingest(lake: Lake, batches: Iterable[pa.Table | Captured], *, sources: Sequence[str] = (),
-           budget_bytes: int = BUDGET_BYTES, progress: Callable[[int], None] | None = None) -> IngestCounts:
+def ingest(lake: Lake, batches: Iterable[pa.Table | Captured], *, sources: Sequence[str] = (), since: int = 0,
+           across_days: bool = True, summary: Mapping[str, str] | None = None, budget_bytes: int = BUDGET_BYTES,
+           progress: Callable[[int], None] | None = None) -> IngestCounts:
     """Writes events (and raw events and dead letters, where given) into the lake; run twice it changes nothing.
 
     Args:
@@ -70,6 +71,10 @@ def ingest(lake: Lake, batches: Iterable[pa.Table | Captured], *, sources: Seque
       batches: tables with the columns of EVENTS without event_hash, or Captured. Dictionary-encoded strings are welcome
         and faster. Rows of a day may come in any batch.
       sources: sources of the raw events in ``batches``: those captured before are not captured again.
+      since: the lowest offset in ``batches``: positions before it are not looked up.
+      across_days: look for copies with another day too, which reads 8 bytes of every event of the table; a source whose
+        copies share occurred_at needs none of it.
+      summary: properties of the snapshot of ``events``, the last one of an ingest.
       budget_bytes: see BUDGET_BYTES.
       progress: called with the number of records after each batch.
 
@@ -80,9 +85,10 @@ def ingest(lake: Lake, batches: Iterable[pa.Table | Captured], *, sources: Seque
     started = time.monotonic()
     counts, reasons = IngestCounts(), Counter[str]()
     with lake.writer():
-        events = EventFiles(lake, budget_bytes)
+        events = EventFiles(lake, budget_bytes, across_days)
         raw = DayBuffer(lake, "raw_events", "captured_at", budget_bytes // 2)
-        captured, buried, letters = _Seen(lake, "raw_events", sources), _Seen(lake, "dead_letters", None), _Letters(lake)
+        captured, buried = _Seen(lake, "raw_events", sources, since), _Seen(lake, "dead_letters", None, since)
+        letters = _Letters(lake)
         try:
             for batch in batches:
                 part = batch if isinstance(batch, Captured) else Captured(batch)
@@ -107,7 +113,7 @@ def ingest(lake: Lake, batches: Iterable[pa.Table | Captured], *, sources: Seque
             events.discard()
         lake.commit("raw_events", raw_paths)
         lake.commit("dead_letters", letters.close())
-        lake.commit("events", written.add, written.drop)
+        lake.commit("events", written.add, written.drop, summary)
     counts.rejected_by_reason = dict(sorted(reasons.items()))
     counts.rejected = sum(reasons.values())
     counts.duplicates, counts.conflicts = written.duplicates, written.conflicts
@@ -170,10 +176,10 @@ class _Letters:
 
 
 class _Seen:
-    """Which positions a table holds already, for some sources (None: all); read when first asked."""
+    """Which positions a table holds already, for some sources (None: all) from an offset on; read when first asked."""
 
-    def __init__(self, lake: Lake, name: str, sources: Sequence[str] | None) -> None:
-        self._lake, self._name, self._sources = lake, name, sources
+    def __init__(self, lake: Lake, name: str, sources: Sequence[str] | None, since: int) -> None:
+        self._lake, self._name, self._sources, self._since = lake, name, sources, since
         self._by_source: dict[str, Any] | None = None
 
     def unseen(self, table: pa.Table) -> pa.Table:
@@ -195,7 +201,7 @@ class _Seen:
         return table if len(rows) == len(table) else table.take(rows)
 
     def _read(self) -> dict[str, Any]:
-        parts = self._lake.read_positions(self._name, self._sources)
+        parts = self._lake.read_positions(self._name, self._sources, self._since)
         if not len(parts):
             return {}
         import polars as pl
