@@ -182,9 +182,9 @@ class _Meters:
 
     def note(self, step: Step) -> None:
         """Counts a step that was claimed."""
-        if step.records:
-            self._records.inc(step.records)
-            self._bytes.inc(step.size)
+        if step.polled is not None and len(step.polled):
+            self._records.inc(len(step.polled))
+            self._bytes.inc(len(step.polled.data))
         if step.events is not None:
             self._events.inc(step.events.num_rows)
         if step.dead is not None:

@@ -66,7 +66,7 @@ class Step:
       span: where the partitions stand after it; to be claimed before anything of it is emitted.
       events: valid events, columns of EVENTS; None when there are none.
       dead: rows of DEAD_LETTERS; None when there are none.
-      records: how many records were read, of ``size`` bytes.
+      polled: the records that were read.
       lost: gaps that were skipped.
       watermark: no event before it is expected any more (microseconds); None while that is not known.
     """
@@ -74,8 +74,7 @@ class Step:
     span: Span
     events: pa.RecordBatch | None = None
     dead: pa.RecordBatch | None = None
-    records: int = 0
-    size: int = 0
+    polled: Records | None = None
     lost: tuple[Lost, ...] = field(default=())
     watermark: int | None = None
 
@@ -122,7 +121,7 @@ class Lane:
             self._drop_reader()
             raise
         if self._failures:
-            _LOG.info("%s reader %d: the log is back after %.0f s", self._name, self._index,
+            _LOG.info("%s reader %d: the log is back after %.0f s", self.name, self._index,
                       time.monotonic() - self._away_since)
             self._failures = 0
         return step
@@ -159,7 +158,7 @@ class Lane:
                for p in range(self._index, log.partitions(), self._reading.readers) if p not in span.places}
         if not new:
             return None
-        _LOG.info("%s reader %d: new partitions %s, read from their beginning", self._name, self._index, sorted(new))
+        _LOG.info("%s reader %d: new partitions %s, read from their beginning", self.name, self._index, sorted(new))
         return Span({**span.places, **new}, True, span.closed)
 
     def _at(self, log: EventLog, span: Span) -> LogReader:
@@ -183,11 +182,11 @@ class Lane:
     def _skip(self, span: Span, gone: OffsetGone) -> Step:
         place = span.places[gone.partition]
         if gone.earliest <= place.next:
-            raise LogError(f"{self._name} partition {gone.partition}: offset {place.next} lies after the log's end. Was the "
+            raise LogError(f"{self.name} partition {gone.partition}: offset {place.next} lies after the log's end. Was the "
                            "log made anew? Start from a timestamp or from exact offsets") from gone
         end = min(gone.earliest, place.stop)
         lost = Lost(gone.partition, place.next, end)
-        message = (f"{self._name} partition {lost.partition}: offsets {lost.first} to {lost.end - 1} were deleted before "
+        message = (f"{self.name} partition {lost.partition}: offsets {lost.first} to {lost.end - 1} were deleted before "
                    "they were read")
         if self._reading.on_gap == "fail":
             raise LogError(f"{message}; --on-gap skip goes on without them") from gone
@@ -197,7 +196,7 @@ class Lane:
     def _decoded(self, span: Span, reader: LogReader, records: Records) -> Step:
         now, positions, highs = _now(), reader.positions(), reader.high_watermarks()
         records = _before_stops(records, span.places)
-        decoded = decode(records, self._name) if len(records) else None
+        decoded = decode(records, self.name) if len(records) else None
         newest = newest_events(decoded.events, records, now) if decoded else {}
         read = dict(zip(*np.unique(records.partition, return_counts=True), strict=True)) if len(records) else {}
         places = {p: place._replace(next=min(positions[p], place.stop), newest=max(place.newest, newest.get(p, place.newest)),
@@ -206,7 +205,7 @@ class Lane:
         self.clock.polled(places, newest.keys(), now)
         events = decoded.events if decoded and decoded.events.num_rows else None
         dead = decoded.dead if decoded and decoded.dead.num_rows else None
-        return Step(Span(places, True, span.closed), events, dead, len(records), len(records.data),
+        return Step(Span(places, True, span.closed), events, dead, records,
                     watermark=self.clock.watermark(places, now))
 
     def _away(self, error: Exception) -> Away:
@@ -224,8 +223,8 @@ class Lane:
         return Away(max(wait, getattr(error, "retry_after_s", 0.0) * random.uniform(0.5, 1)))
 
     @property
-    def _name(self) -> str:
-        """The log's name in positions."""
+    def name(self) -> str:
+        """The log's name in positions, once a step was taken."""
         assert self._log is not None
         return self._log.uri
 
