@@ -33,7 +33,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that ``settings_of`` reads."""
     shown = parser.add_argument_group("model")
     defaults = TwoTowerConfig()
-    for name in ("epochs", "batch_size", "dim"):
+    for name in ("epochs", "max_steps", "batch_size", "dim"):
         shown.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default: {getattr(defaults, name)}")
     for name in ("learning_rate", "dropout", "temperature"):
         shown.add_argument(f"--{name.replace('_', '-')}", type=float, help=f"default: {getattr(defaults, name)}")

@@ -118,7 +118,9 @@ def fit(config: Config, settings: TwoTowerConfig, files: Sequence[str], model: M
     with Stage(f"{title}: tf.Transform", quiet=config.quiet), pipeline(config, "transform") as p:
         _ = (p | "ExampleFiles" >> beam.Create(list(files), reshuffle=False)
              | "Transform" >> AnalyzeAndTransformExamples(str(model.transform_graph), str(transformed), str(temporary)))
-    with Stage(f"{title}: epochs", total=settings.epochs, quiet=config.quiet) as stage:
+    rows = sum(pq.read_metadata(path).num_rows for path in files)
+    epochs = -(-settings.steps(rows) // settings.epoch_steps(rows))
+    with Stage(f"{title}: epochs", total=epochs, quiet=config.quiet) as stage:
         def on_epoch(epoch: int, loss: float) -> None:
             stage.advance(note=f"loss {loss:.3f}")
 

@@ -36,7 +36,7 @@ class LocalFnArgs:
       train_files, eval_files: transformed examples (Parquet); eval_files may be empty.
       transform_graph_path: the folder that tf.Transform wrote.
       serving_model_dir: receives the SavedModel.
-      train_steps: at most so many steps; None for whole epochs.
+      train_steps: at most so many steps, but never more than the settings' epochs; None: TwoTowerConfig.steps.
       custom_config: ``config`` (TwoTowerConfig), ``seed`` (int), ``on_epoch`` (called with epoch and loss).
     """
 
@@ -74,20 +74,19 @@ def run_fn(fn_args: FnArgs | LocalFnArgs) -> dict[str, list[float]]:
     model.compile(optimizer=tf.keras.optimizers.Adam(config.learning_rate))
     data = batches(columns, config.batch_size, seed)
     held_out = batches(read_columns(fn_args.eval_files), config.batch_size, seed, False) if fn_args.eval_files else None
-    steps_left = fn_args.train_steps
+    per_epoch = config.epoch_steps(rows)
+    steps_left = config.steps(rows) if fn_args.train_steps is None else min(fn_args.train_steps, config.epochs * per_epoch)
     history: dict[str, list[float]] = {"loss": []}
-    for epoch in range(config.epochs):
-        if steps_left is not None and steps_left <= 0:
-            break
-        part = data if steps_left is None else data.take(steps_left)
+    epoch = 0
+    while steps_left > 0:
+        part = data if steps_left >= per_epoch else data.take(steps_left)
         loss = float(model.fit(part, epochs=1, verbose=0).history["total_loss"][-1])
         history["loss"].append(loss)
         if held_out is not None:
             measured = model.evaluate(held_out, verbose=0, return_dict=True)
             history.setdefault("eval_loss", []).append(float(measured["total_loss"]))
-        if steps_left is not None:
-            steps_left -= max(1, rows // min(config.batch_size, rows))
         if on_epoch:
             on_epoch(epoch, loss)
+        epoch, steps_left = epoch + 1, steps_left - per_epoch
     export.save(model, fn_args.transform_graph_path, fn_args.serving_model_dir, config)
     return history

@@ -56,8 +56,9 @@ def test_a_run_reaches_tables_and_store(config, capsys):
 def test_after_features_alone_items_are_shown_by_title(config, capsys):
     lake = Lake.open(config.lake)
     item = lake.read("events", ["item_id"])["item_id"][0].as_py()
-    upsert_items(lake, pa.Table.from_pylist([{"item_id": item, "title": "Fargo", "categories": [], "is_active": True, "schema_version": 1,
-                                              "updated_at": 0, "attributes": []}], schema=ITEMS.schema))
+    row = {"item_id": item, "title": "Fargo", "categories": [], "is_active": True, "schema_version": 1, "updated_at": 0,
+           "attributes": []}
+    upsert_items(lake, pa.Table.from_pylist([row], schema=ITEMS.schema))
     features.run(config, AS_OF)
     capsys.readouterr()
     assert main(["show", "item", item, "--workspace", str(config.workspace.root), "--json"]) == 0

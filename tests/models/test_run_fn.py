@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from schemas.workspace import DAY_MICROS
 from transforms.beam.analyze import AnalyzeAndTransformExamples
 from transforms.examples import item_rows
 
-SETTINGS = {"dim": 8, "hidden": 8, "batch_size": 64, "learning_rate": 1e-2}
+SETTINGS = TwoTowerConfig(dim=8, hidden=8, batch_size=64, learning_rate=1e-2)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Prepared:
     @property
     def steps(self) -> int:
         """Steps of one epoch."""
-        return int(sum(pq.read_metadata(f).num_rows for f in self.files)) // int(SETTINGS["batch_size"])
+        return SETTINGS.epoch_steps(sum(pq.read_metadata(f).num_rows for f in self.files))
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return Prepared(sorted(str(f) for f in (folder / "transformed").glob("*.parquet")), str(folder / "graph"), items)
 
 
-def run(prepared: Prepared, folder: Path, epochs: int, **args: Any) -> tuple[dict[str, list[float]], np.ndarray]:
+def run(prepared: Prepared, folder: Path, epochs: int, max_steps: int = 4_000,
+        **args: Any) -> tuple[dict[str, list[float]], np.ndarray]:
     """The history, and the item vectors of the export."""
-    custom = {"config": TwoTowerConfig(**SETTINGS, epochs=epochs), "seed": 3}
+    custom = {"config": replace(SETTINGS, epochs=epochs, max_steps=max_steps), "seed": 3}
     history = run_fn(LocalFnArgs(prepared.files, prepared.graph, str(folder), custom_config=custom, **args))
     return history, Scorer(folder).item_vectors(prepared.items)
 
@@ -73,6 +74,17 @@ def test_train_steps_end_the_training_where_epochs_would(prepared: Prepared, tmp
     assert len(fewer["loss"]) == 2 and fewer["loss"][0] == by_epochs["loss"][0] and not np.array_equal(part, wanted)
 
 
+def test_many_examples_are_passed_over_less_often_but_once_at_least(prepared: Prepared, tmp_path: Path) -> None:
+    once, wanted = run(prepared, tmp_path / "a", epochs=1)
+    capped, found = run(prepared, tmp_path / "b", epochs=5, max_steps=2)
+    assert capped == once and np.array_equal(found, wanted)
+    by_default = TwoTowerConfig()
+    assert by_default.steps(50_000) == 8 * 97  # 97 whole batches of 512
+    assert by_default.steps(1_000_000) == 4_000
+    assert by_default.steps(25_000_000) == 25_000_000 // 512
+    assert (by_default.steps(10), by_default.steps(1)) == (8, 8)
+
+
 def test_eval_files_are_measured_after_each_epoch_and_teach_nothing(prepared: Prepared, tmp_path: Path) -> None:
     alone, wanted = run(prepared, tmp_path / "a", epochs=3)
     told: list[tuple[int, float]] = []
@@ -80,7 +92,7 @@ def test_eval_files_are_measured_after_each_epoch_and_teach_nothing(prepared: Pr
     assert np.array_equal(found, wanted) and measured["loss"] == alone["loss"] and "eval_loss" not in alone
     assert len(measured["eval_loss"]) == 3 and measured["eval_loss"][-1] < measured["eval_loss"][0]
     history = run_fn(LocalFnArgs(prepared.files, prepared.graph, str(tmp_path / "c"), custom_config={
-        "config": TwoTowerConfig(**SETTINGS, epochs=2), "seed": 3, "on_epoch": lambda *epoch: told.append(epoch)}))
+        "config": replace(SETTINGS, epochs=2), "seed": 3, "on_epoch": lambda *epoch: told.append(epoch)}))
     assert told == list(enumerate(history["loss"]))
 
 
