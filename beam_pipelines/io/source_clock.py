@@ -86,8 +86,8 @@ class EventClock:
 def newest_events(events: pa.RecordBatch, records: Records, now: int) -> dict[int, int]:
     """The newest event time of each partition of a poll.
 
-    An event may claim any time, so one more than ten minutes after its record was written (or, where the log says nothing
-    of that, after now) does not count: it would make all others late.
+    An event may claim any time. One more than ten minutes after its record was written (or, where the log says nothing of
+    that, after now) does not count, and no event counts as newer than its record: it would make all others late.
 
     Args:
       events: with columns partition and occurred_at.
@@ -100,9 +100,9 @@ def newest_events(events: pa.RecordBatch, records: Records, now: int) -> dict[in
     newest = {}
     for p in np.unique(partition).tolist():
         written = int(records.timestamp[records.partition == p].max())
-        bound = (written if written > 0 else now) + MAX_AHEAD_MICROS
+        written = written if written > 0 else now
         times = occurred[partition == p]
-        times = times[times <= bound]
+        times = times[times <= written + MAX_AHEAD_MICROS]
         if len(times):
-            newest[p] = int(times.max())
+            newest[p] = min(int(times.max()), written)
     return newest
