@@ -16,6 +16,12 @@ LAST_ITEMS_CAP = 50
 COOCCURRENCE_CAP = 200
 AFFINITY_CAP = 64
 CONSUMED_CAP = 2_000
+SESSION_ITEMS_CAP = 50
+SESSION_CATEGORIES_CAP = 64
+RECENT_ITEMS_CAP = 50
+PREFERENCE_CAP = 64
+PRESENCE_CAP = 32  # a user with more items in a pane makes no pairs there
+PANE_PARTNERS_CAP = 32  # partners of an item that count in one pane
 """Declared caps of what could grow without end; batch, stream and the tests' oracles share them."""
 
 SEGMENTS = ("new", "casual", "power", "dormant")
@@ -24,13 +30,13 @@ SEGMENTS = ("new", "casual", "power", "dormant")
 
 @dataclass(frozen=True)
 class Group:
-    """A feature group: one packed cell per entity. ``layout`` is vector or list."""
+    """A feature group: one packed cell per entity. Layouts: schemas.cells (vector, list) and schemas.stream_cells."""
 
     id: int
     name: str
     entity: Literal["user", "item"]
     source: Literal["batch", "stream"]
-    layout: Literal["vector", "list"]
+    layout: Literal["vector", "list", "ring", "session", "decayed"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,13 @@ GROUPS: tuple[Group, ...] = (
     Group(5, "item_stats", "item", "batch", "vector"),
     Group(6, "item_cooccurrence", "item", "batch", "list"),
     Group(7, "user_consumed", "user", "batch", "list"),
+    Group(32, "user_panes", "user", "stream", "ring"),
+    Group(33, "user_day", "user", "stream", "ring"),
+    Group(34, "user_session", "user", "stream", "session"),
+    Group(35, "user_preference", "user", "stream", "decayed"),
+    Group(36, "user_recent", "user", "stream", "list"),
+    Group(37, "item_minutes", "item", "stream", "ring"),
+    Group(38, "item_cooccurring", "item", "stream", "decayed"),
 )
 
 COUNT_WINDOWS = (1, 7, 30)
@@ -108,6 +121,57 @@ def _item_stats() -> list[Feature]:
     ]
 
 
+HOUR, MINUTE = 3_600, 60
+
+
+def _stream() -> list[Feature]:
+    """Positions inside a ring group: for each count its windows, shortest first; a new event type appends."""
+    def user(name: str, group_name: str, description: str, window: int | None, default: float | None = None,
+             ttl: int = HOUR) -> Feature:
+        return Feature(name, "user", group_name, description, window, default=default, source="stream", ttl=ttl,
+                       sensitivity="personal")
+
+    def listed(name: str, entity: Literal["user", "item"], group_name: str, description: str, window: int | None,
+               cap: int) -> Feature:
+        return Feature(name, entity, group_name, description, window, "list", (cap,), source="stream", ttl=HOUR,
+                       sensitivity="personal" if entity == "user" else "internal")
+
+    def session(name: str, description: str, default: float | None = None) -> Feature:
+        return user(name, "user_session", description + " Open session: no 30 minutes without an event.", None, default)
+
+    panes = [user(f"count_{event}_{label}", "user_panes", f"Events of type {event} in {said}.", window, 0.0)
+             for event in EVENT_NAMES
+             for label, window, said in (("5m", 5 * MINUTE, "the 5-minute pane that holds t"),
+                                         ("1h", HOUR, "the 5-minute pane that holds t and the 11 before it"))]
+    day = [user(f"count_{event}_day", "user_day", f"Events of type {event} in the UTC day of t.", DAY, 0.0, DAY)
+           for event in EVENT_NAMES]
+    minutes = [Feature(f"popularity_{label}", "item", "item_minutes", "Sum of event weights in the minute that holds t"
+                       + (f" and the {minutes - 1} before it." if minutes > 1 else "."), minutes * MINUTE, default=0.0,
+                       source="stream", ttl=HOUR) for label, minutes in (("1m", 1), ("10m", 10), ("1h", 60))]
+    return [
+        *panes, *day,
+        session("session_length_s", "Seconds from the first to the last event.", 0.0),
+        session("session_events", "Events of any type.", 0.0),
+        session("session_dwell_ms", "Sum of dwell, milliseconds.", 0.0),
+        session("session_price_min", "Lowest price of events with weight > 0 and a price."),
+        session("session_price_max", "Highest price of events with weight > 0 and a price."),
+        session("session_price_mean", "Mean price of events with weight > 0 and a price."),
+        listed("session_items", "user", "user_session", "Distinct items of events with weight > 0, newest first, with the time "
+               "and weight of their last such event.", None, SESSION_ITEMS_CAP),
+        listed("session_categories", "user", "user_session", "Share of event weight per category among the heaviest; highest "
+               "first, ties by category.", None, SESSION_CATEGORIES_CAP),
+        listed("category_preference", "user", "user_preference", "Share of decayed event weight per category: each 5-minute "
+               "pane counts half as much per hour of age, 48 panes at most; of the categories that weigh most at the user's "
+               "newest event. Highest first, ties by category.", 4 * HOUR, PREFERENCE_CAP),
+        listed("recent_items", "user", "user_recent", "Distinct items of events with weight > 0 in the last 24 hours, newest "
+               "first, with the time and weight of their last such event.", DAY, RECENT_ITEMS_CAP),
+        *minutes,
+        listed("recent_cooccurring_items", "item", "item_cooccurring", "Items that the same users touched in the same 5-minute "
+               "pane or one of the 6 before it: users per pane, a pane counting half as much per hour of age, 48 panes at "
+               "most. Best first, ties by item.", 4 * HOUR, COOCCURRENCE_CAP),
+    ]
+
+
 FEATURES: tuple[Feature, ...] = (
     *_user_stats(),
     Feature("category_affinity_30d", "user", "user_affinity", "Share of event weight per category; each category of an "
@@ -124,6 +188,7 @@ FEATURES: tuple[Feature, ...] = (
     *_item_stats(),
     Feature("cooccurring_items", "item", "item_cooccurrence", "Items whose events of weight > 0 lie within 30 minutes of "
             "this item's, by the same user; decayed, shrunk cosine. Best first.", None, "list", (COOCCURRENCE_CAP,)),
+    *_stream(),
 )
 
 

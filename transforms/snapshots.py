@@ -103,7 +103,7 @@ def snapshot_rows(entity: str, extracts: Sequence[Extract], as_of: int, publishe
         f"{entity}_id": base.ids.cast(pa.string()),
     }
     for feature in FEATURES:
-        if feature.entity != entity:
+        if feature.entity != entity or feature.source != "batch":
             continue
         if feature.group not in groups:
             columns[feature.name] = pa.nulls(n, schema.field(feature.name).type)

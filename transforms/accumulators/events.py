@@ -42,6 +42,10 @@ class Events:
                 column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
         return column
 
+    def column(self, name: str) -> pa.Array:
+        """A column as one array, as it came."""
+        return self._column(name)
+
     def _ids(self, column: pa.Array) -> tuple[Ids, Ints]:
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         names = encoded.dictionary.cast(pa.large_string())

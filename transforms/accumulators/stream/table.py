@@ -18,9 +18,11 @@ class Table:
     def __init__(self, ops: tuple[int, ...]) -> None:
         self.ops = ops
         self._ops = np.array(ops, np.int64)
-        self._clear(8)
+        self.clear(8)
 
-    def _clear(self, room: int) -> None:
+    def clear(self, room: int) -> None:
+        """Drops every row, and makes room for so many."""
+        room = max(8, room)
         self.count = 0
         self._slots = np.full(1 << (2 * room - 1).bit_length(), -1, np.int32)
         self._head = np.full(8, -1, np.int32)
@@ -89,9 +91,3 @@ class Table:
         if least is None:
             least = np.full(len(entities), NONE)
         return kernels.chained(self._head, self._following, self._pane, entities, least)
-
-    def rebuild(self, rows: Ints, entity: Ints, pane: Ints, member: Ints) -> None:
-        """Keeps the given rows only, in that order, under new keys; rows of one key become one."""
-        values = self._values[rows]
-        self._clear(max(8, len(rows)))
-        self.add(entity, pane, member, values)

@@ -1,0 +1,65 @@
+"""Packing of many cells at once: sections of each entity are woven into one buffer, then cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from schemas.cells import LAYOUT
+from transforms.accumulators.frame import Ints
+from transforms.accumulators.stream.names import Names
+
+Bytes = npt.NDArray[np.uint8]
+Section = tuple[Ints, Bytes]
+"""Bounds (n + 1,) in bytes, and the bytes, of one part of n cells."""
+
+_HEADER = np.dtype([("layout", "u1"), ("kind", "u1"), ("group", "<u2"), ("count", "<u4")])
+
+
+def header(kind: int, group: int, counts: Ints) -> Section:
+    """The headers of n cells."""
+    heads = np.empty(len(counts), _HEADER)
+    heads["layout"], heads["kind"], heads["group"], heads["count"] = LAYOUT, kind, group, counts
+    return fixed(heads)
+
+
+def fixed(rows: npt.NDArray[np.generic]) -> Section:
+    """One row (of a structured or 2-d array) for each cell."""
+    raw = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
+    return np.arange(len(rows) + 1, dtype=np.int64) * (len(raw) // max(1, len(rows))), raw
+
+
+def column(bounds: Ints, values: npt.NDArray[np.generic]) -> Section:
+    """A flat array of numbers of which cell i has those at bounds[i] to bounds[i + 1]."""
+    return bounds * values.itemsize, np.ascontiguousarray(values).view(np.uint8)
+
+
+def strings(bounds: Ints, names: Names, codes: Ints) -> list[Section]:
+    """Lists of ids: end offsets (uint32, counted within the cell), then UTF-8."""
+    offsets, data = names.texts(codes)
+    ends = offsets[1:] - np.repeat(offsets[bounds[:-1]], np.diff(bounds))
+    return [column(bounds, ends.astype("<u4")), (offsets[bounds], data)]
+
+
+def weave(sections: Sequence[Section]) -> list[bytes]:
+    """The cells: cell i is the i-th part of every section, in their order."""
+    sizes = [np.diff(bounds) for bounds, _ in sections]
+    bounds = np.concatenate(([0], np.cumsum(np.sum(sizes, axis=0, dtype=np.int64))))
+    out = np.empty(int(bounds[-1]), np.uint8)
+    at = bounds[:-1].copy()
+    for (starts, data), size in zip(sections, sizes, strict=True):
+        _copy(out, at, starts, data)
+        at += size
+    raw, ends = out.tobytes(), bounds.tolist()
+    return [raw[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+@njit(cache=True, nogil=True)
+def _copy(out: Bytes, at: Ints, starts: Ints, data: Bytes) -> None:
+    for i in range(len(at)):
+        to, source = at[i], starts[i]
+        for b in range(starts[i + 1] - source):
+            out[to + b] = data[source + b]
