@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import msgspec
 
-from schemas.cells import decode_list, decode_vector
-from schemas.features import FEATURES, GROUPS, SEGMENTS, Feature
-from schemas.keys import ITEM, USER, row_key
 from serving.catalogue import Catalogue, CatalogueItem, title_of
-from serving.responses import rfc3339
-from serving.stores.base import Cell, Store
+from serving.features import FeatureReader, FeatureValue, ListEntry
+from serving.stores.base import Store
 
-HISTORY, NEIGHBOURS = "last_items", "cooccurring_items"
-
-
-class ListEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entry of a list feature: an item (or category) with its score, and its time where it has one."""
-
-    id: str
-    score: float
-    at: str | None = None
-
-
-class FeatureValue(msgspec.Struct, frozen=True):
-    """A value, where it came from (batch, or default when absent, null or past its ttl) and its age in seconds."""
-
-    value: float | list[ListEntry] | None
-    source: str
-    age_s: float | None
-    label: str | None = None
+HISTORY, RECENT, NEIGHBOURS = "last_items", "recent_items", "cooccurring_items"
 
 
 class HistoryItem(msgspec.Struct, frozen=True):
@@ -53,12 +33,19 @@ class Neighbour(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class UserProfile:
-    """A user's history and features; ``known`` is False when the store holds nothing of them."""
+    """A user's history and features.
+
+    Attributes:
+      known: False when the store holds nothing of them.
+      history: items of the stream and of batch, newest first, each once.
+      low_confidence: only the stream knows them: their first events are younger than the last batch run.
+    """
 
     user_id: str
     known: bool
     history: list[HistoryItem] = field(default_factory=list)
     features: dict[str, FeatureValue] = field(default_factory=dict)
+    low_confidence: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,69 +59,35 @@ class ItemProfile:
     cooccurring: list[Neighbour] = field(default_factory=list)
 
 
-def read_user(store: Store, catalogue: Catalogue, user_id: str, now: int) -> UserProfile:
+def read_user(store: Store, catalogue: Catalogue, user_id: str, now: int, reader: FeatureReader | None = None) -> UserProfile:
     """The profile of a user at ``now`` (microseconds); raises StoreError, CellError."""
-    cells = _cells(store, "user", row_key(USER, user_id))
-    features = decode_features("user", cells, now)
-    entries = _entries(features[HISTORY])
+    found = (reader or FeatureReader()).one(store, "user", user_id, now)
+    entries = _newest([*_entries(found.values[RECENT]), *_entries(found.values[HISTORY])])
     items = catalogue.items(store, [e.id for e in entries])
     history = [HistoryItem(e.id, title_of(items, e.id), e.at or "", e.score) for e in entries]
-    return UserProfile(user_id, bool(cells), history, features)
+    return UserProfile(user_id, found.known, history, found.values, found.low_confidence)
 
 
-def read_item(store: Store, catalogue: Catalogue, item_id: str, now: int) -> ItemProfile:
+def read_item(store: Store, catalogue: Catalogue, item_id: str, now: int, reader: FeatureReader | None = None) -> ItemProfile:
     """The profile of an item at ``now`` (microseconds); raises StoreError, CellError."""
-    cells = _cells(store, "item", row_key(ITEM, item_id))
-    features = decode_features("item", cells, now)
-    entries = _entries(features[NEIGHBOURS])
+    found = (reader or FeatureReader()).one(store, "item", item_id, now)
+    entries = _entries(found.values[NEIGHBOURS])
     items = catalogue.items(store, [item_id, *(e.id for e in entries)])
     neighbours = [Neighbour(e.id, title_of(items, e.id), e.score) for e in entries]
-    return ItemProfile(item_id, bool(cells) or item_id in items, items.get(item_id), features, neighbours)
+    return ItemProfile(item_id, found.known or item_id in items, items.get(item_id), found.values, neighbours)
 
 
-def decode_features(entity: str, cells: dict[str, Cell], now: int) -> dict[str, FeatureValue]:
-    """Every feature of an entity by name, from its packed cells (by group name); raises CellError.
-
-    A feature whose cell is absent, null or older than its ttl at ``now`` has its default. A vector written before a
-    feature was appended to its group is shorter than the registry says: the rest are absent.
-    """
-    values: dict[str, FeatureValue] = {}
-    for group in GROUPS:
-        if group.entity != entity:
-            continue
-        cell, age = cells.get(group.name), None
-        if cell is not None:
-            age = max(0.0, (now - cell.timestamp) / 1e6)
-        vector = decode_vector(cell.value) if cell is not None and group.layout == "vector" else None
-        for position, feature in enumerate(f for f in FEATURES if f.group == group.name):
-            value: float | list[ListEntry] | None = None
-            if cell is not None and age is not None and age <= feature.ttl:
-                if vector is None:
-                    value = _list(cell.value)
-                elif position < len(vector) and not math.isnan(vector[position]):
-                    value = float(f"{vector[position]:.7g}")
-            values[feature.name] = _value(feature, value, age)
-    return values
+def _newest(entries: list[ListEntry]) -> list[ListEntry]:
+    """Newest first, each item once, with its newest entry; of entries of one time the first named."""
+    kept: dict[str, ListEntry] = {}
+    for entry in sorted(entries, key=_micros, reverse=True):
+        kept.setdefault(entry.id, entry)
+    return list(kept.values())
 
 
-def _value(feature: Feature, value: float | list[ListEntry] | None, age: float | None) -> FeatureValue:
-    source = feature.source if value is not None else "default"
-    if value is None:
-        value, age = ([] if feature.dtype == "list" else feature.default), None
-    label = SEGMENTS[int(value)] if feature.name == "segment" and isinstance(value, float) and value < len(SEGMENTS) else None
-    return FeatureValue(value, source, age, label)
-
-
-def _list(cell: bytes) -> list[ListEntry]:
-    ids, times, scores = decode_list(cell)
-    return [ListEntry(i, float(f"{score:.7g}"), rfc3339(int(at)) if at else None)
-            for i, at, score in zip(ids, times, scores, strict=True)]
+def _micros(entry: ListEntry) -> float:
+    return datetime.fromisoformat(entry.at).timestamp() if entry.at else 0.0  # as text, a fraction sorts before none
 
 
 def _entries(feature: FeatureValue) -> list[ListEntry]:
     return feature.value if isinstance(feature.value, list) else []
-
-
-def _cells(store: Store, entity: str, row: str) -> dict[str, Cell]:
-    names = [g.name for g in GROUPS if g.entity == entity and g.source == "batch"]
-    return store.read_features([row], "batch", names)[0]

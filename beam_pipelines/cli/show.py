@@ -25,7 +25,8 @@ from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, add_common_flags
 from schemas.cells import CellError
 from serving.catalogue import Catalogue
-from serving.profile import FeatureValue, ItemProfile, ListEntry, UserProfile, read_item, read_user
+from serving.features import FeatureValue, ListEntry
+from serving.profile import ItemProfile, UserProfile, read_item, read_user
 from serving.read import ListReader, NothingPublishedError, Request
 from serving.responses import Recommendations
 from serving.stores import open_store
