@@ -159,7 +159,8 @@ def decode_session(cell: bytes) -> Session:
     names, end = _unpack_ids(cell, at + 8 * categories, categories)
     if end != len(cell):
         raise CellError(f"{len(cell) - end} bytes after the end of a session")
-    return Session(*numbers, (items, times, scores), names, weights)
+    return Session(**dict(zip(SESSION_FIELDS, numbers, strict=True)), items=(items, times, scores), categories=names,
+                   weights=weights)
 
 
 def _session_features(cell: bytes, t: int) -> dict[str, float | Listed]:
@@ -200,7 +201,8 @@ def decode_decayed(cell: bytes) -> Decayed:
     ids, at = _unpack_ids(cell, HEADER_BYTES + _DECAYED.size, count)
     if len(cell) != at + 7 * entries:
         raise CellError(f"{entries} entries end at byte {at + 7 * entries}, this cell has {len(cell)}")
-    found = Decayed(last, ids, np.frombuffer(cell, "<u2", entries, at), np.frombuffer(cell, np.uint8, entries, at + 2 * entries),
+    found = Decayed(last, ids, np.frombuffer(cell, "<u2", entries, at),
+                    np.frombuffer(cell, np.uint8, entries, at + 2 * entries),
                     np.frombuffer(cell, "<i4", entries, at + 3 * entries))
     if entries and (int(found.index.max()) >= count or int(found.age.max()) >= DECAY_PANES):
         raise CellError("an entry of a decayed cell names no id or no pane of its window")

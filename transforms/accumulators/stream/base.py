@@ -57,7 +57,7 @@ class StreamAccumulator:
     """A mergeable aggregate of a bucket of entities with a time axis; mutable, not safe to use from two threads at once.
 
     ``COLUMNS`` are the event columns that ``add`` reads. ``GROUPS`` are the feature groups it packs; a state made with
-    ``groups`` keeps and packs only those.
+    ``groups`` (of GROUPS and EXTRAS) keeps and packs only those.
     """
 
     NAME: ClassVar[str]
@@ -66,11 +66,16 @@ class StreamAccumulator:
     GROUPS: ClassVar[tuple[str, ...]]
     LAYOUT: ClassVar[int]
     """Version of ``to_bytes``: a state of another one is refused."""
+    EXTRAS: ClassVar[tuple[str, ...]] = ()
+    """What it can keep besides its groups."""
 
     def __init__(self, groups: Iterable[str] | None = None) -> None:
-        self.groups = tuple(g for g in self.GROUPS if groups is None or g in set(groups))
-        if groups is not None and (unknown := set(groups) - set(self.GROUPS)):
-            raise ValueError(f"{self.NAME} has no group {', '.join(sorted(unknown))}; known: {', '.join(self.GROUPS)}")
+        known = (*self.GROUPS, *self.EXTRAS)
+        wanted = set(known if groups is None else groups)
+        if unknown := wanted - set(known):
+            raise ValueError(f"{self.NAME} has no group {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+        self.groups = tuple(g for g in self.GROUPS if g in wanted)
+        self.extras = tuple(g for g in self.EXTRAS if g in wanted)
 
     def __len__(self) -> int:
         """Rows of state."""

@@ -27,8 +27,8 @@ def pack(layout: int, names: Mapping[str, Names], tables: Mapping[str, Table], p
     ranks: dict[str, Ints] = {}
     for name, known in names.items():
         used = np.zeros(len(known), bool)
-        for table, (entity, member) in parts.items():
-            for role, codes in ((entity, tables[table].entity), (member, tables[table].member)):
+        for part, (entity, member) in parts.items():
+            for role, codes in ((entity, tables[part].entity), (member, tables[part].member)):
                 if role == name:
                     used[codes] = True
         order = known.by_hash(np.flatnonzero(used))

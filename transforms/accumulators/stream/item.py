@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +28,9 @@ class ItemState(TableState):
     NAME, ENTITY, LAYOUT = "item_state", "item", 1
     GROUPS = ("item_minutes", "item_cooccurring")
     COLUMNS = ("item_id", "event_type", "occurred_at")
-    OPS = {"minutes": (SUM, MAX), "pairs": (SUM,)}
-    PARTS = {"minutes": ("item", None), "pairs": ("item", "item")}
-    NEEDS = {"item_minutes": ("minutes",), "item_cooccurring": ("pairs",)}
-
-    def __init__(self, groups: Iterable[str] | None = None) -> None:
-        super().__init__(groups)
+    OPS: ClassVar[dict[str, tuple[int, ...]]] = {"minutes": (SUM, MAX), "pairs": (SUM,)}
+    PARTS: ClassVar[dict[str, tuple[str, str | None]]] = {"minutes": ("item", None), "pairs": ("item", "item")}
+    NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {"item_minutes": ("minutes",), "item_cooccurring": ("pairs",)}
 
     def add(self, events: Events) -> None:
         """See StreamAccumulator."""

@@ -100,7 +100,7 @@ def take_strings(ends: Ints, data: Bytes, codes: Ints) -> tuple[Ints, Bytes]:
 
 
 @njit(inline="always")
-def _slot(entity: int, pane: int, member: int, mask: int) -> int:
+def _slot(entity: int, pane: int, member: int, mask: int) -> np.int64:
     h = np.uint64(entity) * np.uint64(0x9E3779B97F4A7C15)
     h = (h ^ (h >> np.uint64(29))) + np.uint64(pane) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(31))) + np.uint64(member) * np.uint64(0x94D049BB133111EB)

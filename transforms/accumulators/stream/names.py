@@ -36,10 +36,7 @@ class Names:
 
     def codes(self, column: pa.Array) -> Ints:
         """(n,) codes of a string (or dictionary of string) column, new ids being taken in; -1 for a null."""
-        if pa.types.is_dictionary(column.type):
-            encoded = column
-        else:
-            encoded = column.dictionary_encode()
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         indices = encoded.indices
         if indices.null_count:
             indices = indices.fill_null(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ def weave(sections: Sequence[Section]) -> list[bytes]:
         _copy(out, at, starts, data)
         at += size
     raw, ends = out.tobytes(), bounds.tolist()
-    return [raw[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [raw[a:b] for a, b in pairwise(ends)]
 
 
 @njit(cache=True, nogil=True)

@@ -36,7 +36,8 @@ def changes(items: Table, before: int, names: Names) -> pa.RecordBatch:
     room = 16 * (len(items) - before) + 1024
     while True:
         out = np.empty((room, 4), np.int64)
-        filled = _changes(bounds, items.pane[rows], items.member[rows].astype(np.int64), rows >= before, REACH, PRESENCE_CAP, out)
+        filled = _changes(bounds, items.pane[rows], items.member[rows].astype(np.int64), rows >= before, REACH, PRESENCE_CAP,
+                          out)
         if filled <= room:
             break
         room = filled

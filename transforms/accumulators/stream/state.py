@@ -30,10 +30,9 @@ class TableState(StreamAccumulator):
     PARTS: ClassVar[dict[str, tuple[str, str | None]]]
     NEEDS: ClassVar[dict[str, tuple[str, ...]]]
 
-    def __init__(self, groups: Iterable[str] | None = None, extras: tuple[str, ...] = ()) -> None:
+    def __init__(self, groups: Iterable[str] | None = None) -> None:
         super().__init__(groups)
-        self.extras = extras
-        used = {table for group in (*self.groups, *extras) for table in self.NEEDS[group]}
+        used = {table for group in (*self.groups, *self.extras) for table in self.NEEDS[group]}
         self.tables = {name: Table(ops) for name, ops in self.OPS.items() if name in used}
         self.parts = {name: self.PARTS[name] for name in self.tables}
         self.names = {role: Names() for part in self.PARTS.values() for role in part if role}
@@ -50,8 +49,7 @@ class TableState(StreamAccumulator):
         return sum(t.nbytes for t in self.tables.values()) + sum(n.nbytes for n in self.names.values())
 
     def _like(self) -> Self:
-        other = type(self)(self.groups)
-        TableState.__init__(other, self.groups, self.extras)
+        other = type(self)((*self.groups, *self.extras))
         other.horizon = self.horizon
         return other
 

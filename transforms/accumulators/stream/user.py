@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,6 @@ from transforms.accumulators.kernels import explode
 from transforms.accumulators.stream import decayed, lists, pairs, panes, rings, sessions
 from transforms.accumulators.stream.base import Cells
 from transforms.accumulators.stream.kernels import CARRY, MAX, SUM, TIE, TIME
-from transforms.accumulators.stream.names import Names
 from transforms.accumulators.stream.state import Kept, TableState
 from transforms.accumulators.stream.table import Table
 
@@ -27,20 +26,21 @@ _NEVER = np.int64(1 << 60)
 
 
 class UserState(TableState):
-    """Users of a bucket. ``pairs=True`` keeps what co-occurrence needs: ``take_pairs`` after each ``add``."""
+    """Users of a bucket. With the extra ``pairs`` it keeps what co-occurrence needs: ``take_pairs`` after each ``add``."""
 
     NAME, ENTITY, LAYOUT = "user_state", "user", 1
     GROUPS = ("user_panes", "user_day", "user_session", "user_preference", "user_recent")
+    EXTRAS = ("pairs",)
     COLUMNS = ("user_id", "item_id", "event_type", "occurred_at", "event_hash", "dwell_ms", "price", "categories")
-    OPS = {"panes": panes.PANE_OPS, "days": (*(SUM,) * panes.TYPES, MAX), "categories": (SUM, MAX), "items": _LAST_ITEM,
-           "recent": _LAST_ITEM}
-    PARTS = {"panes": ("user", None), "days": ("user", None), "categories": ("user", "category"), "items": ("user", "item"),
-             "recent": ("user", "item")}
-    NEEDS = {"user_panes": ("panes",), "user_day": ("days",), "user_session": ("panes", "categories", "items"),
-             "user_preference": ("categories",), "user_recent": ("recent",), "pairs": ("items",)}
-
-    def __init__(self, groups: Iterable[str] | None = None, with_pairs: bool = True) -> None:
-        super().__init__(groups, ("pairs",) if with_pairs else ())
+    OPS: ClassVar[dict[str, tuple[int, ...]]] = {
+        "panes": panes.PANE_OPS, "days": (*(SUM,) * panes.TYPES, MAX), "categories": (SUM, MAX), "items": _LAST_ITEM,
+        "recent": _LAST_ITEM}
+    PARTS: ClassVar[dict[str, tuple[str, str | None]]] = {
+        "panes": ("user", None), "days": ("user", None), "categories": ("user", "category"), "items": ("user", "item"),
+        "recent": ("user", "item")}
+    NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "user_panes": ("panes",), "user_day": ("days",), "user_session": ("panes", "categories", "items"),
+        "user_preference": ("categories",), "user_recent": ("recent",), "pairs": ("items",)}
 
     def add(self, events: Events) -> None:
         """See StreamAccumulator."""
