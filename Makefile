@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 WORKSPACE ?=
+SERVICES ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install services demo test lint bench clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,6 +20,9 @@ $(STAMP): requirements.lock setup.py
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+services: $(STAMP) ## Kafka, Flink, Bigtable emulator, cbt and Prism into .services/; SERVICES="kafka flink" for some
+	$(BIN)/beamrec services install $(SERVICES)
 
 demo: $(STAMP) ## The whole path on simulated data; DATA=PATH for MovieLens or Globo; WORKSPACE=DIR
 	$(BIN)/beamrec demo $(if $(DATA),--data "$(DATA)") $(if $(WORKSPACE),--workspace "$(WORKSPACE)")

@@ -47,6 +47,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("rollback", "rollback", "make the previous version active again", "jobs"),
     Command("show", "show", "read one user or item from the store", "read"),
     Command("serve", "serve", "answer GET /v1/recommendations over HTTP", "read"),
+    Command("services", "services", "run Kafka, Flink and the Bigtable emulator here: up, down, status, install", "servers"),
     Command("evaluate", "evaluate", "train and judge on a published time split of MovieLens", "measure"),
     Command("bench", "bench", "measure speed beside other engines: affinity, incremental, recommend", "measure"),
     Command("demo", "demo", "the whole path in one command, with a report", "measure"),

@@ -19,7 +19,7 @@ from beam_pipelines.services import process
 from beam_pipelines.services.flink_config import Memory, command, config
 from beam_pipelines.services.flink_rest import Rest, newest_checkpoint
 from beam_pipelines.services.install import java, location
-from beam_pipelines.services.ports import HOST, answers, claim
+from beam_pipelines.services.ports import HOST, answers, claim, serves_grpc
 
 __all__ = ["PARTS", "PORTS", "Cluster", "Memory", "Rest", "newest_checkpoint", "running"]
 
@@ -40,7 +40,7 @@ class Cluster:
       checkpoints: where checkpoints go (default: DIRECTORY/checkpoints).
       memory: sizes of the JVMs.
       settings: more lines of flink-conf.yaml.
-      with_parent: it is killed when this process ends.
+      parent: pid of the process with which it ends; 0: it outlives all.
     """
 
     directory: Path
@@ -49,7 +49,7 @@ class Cluster:
     checkpoints: Path | None = None
     memory: Memory = field(default_factory=Memory)
     settings: Mapping[str, str] = field(default_factory=dict)
-    with_parent: bool = False
+    parent: int = 0
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -60,6 +60,11 @@ class Cluster:
     def rest(self) -> Rest:
         """The JobManager's REST interface; ``rest.url`` is also its web page."""
         return Rest(f"http://{HOST}:{self.ports['rest']}")
+
+    @property
+    def address(self) -> str:
+        """Its web page and REST interface."""
+        return self.rest.url
 
     @property
     def job_endpoint(self) -> str:
@@ -175,7 +180,7 @@ class Cluster:
         if known is None or not known.alive:
             return False
         if name == "jobserver":
-            return _serves(self.job_endpoint)
+            return serves_grpc(self.job_endpoint)
         if name == "workers":
             return answers(self.ports["workers"])
         try:
@@ -204,7 +209,7 @@ class Cluster:
         here = str(Path(sys.executable).parent)  # the pool starts "python": it shall be this one
         return process.start(self.directory, name,
                              command(name, java(), location("flink"), self.directory, self.ports, self.memory), ports=ports,
-                             environment={"PATH": f"{here}:{os.environ.get('PATH', '')}"}, with_parent=self.with_parent)
+                             environment={"PATH": f"{here}:{os.environ.get('PATH', '')}"}, parent=self.parent)
 
     def _configure(self) -> None:
         for folder in (self.directory / "tmp", self.checkpoint_dir):
@@ -217,20 +222,8 @@ class Cluster:
 def running(directory: Path, slots: int = 2, checkpoints: Path | None = None, memory: Memory | None = None,
             settings: Mapping[str, str] | None = None) -> Iterator[Cluster]:
     """A cluster on free ports for the length of a ``with``; killed with this process if that dies first."""
-    cluster = Cluster(directory, dict.fromkeys(PORTS, 0), slots, checkpoints, memory or Memory(), settings or {}, True)
+    cluster = Cluster(directory, dict.fromkeys(PORTS, 0), slots, checkpoints, memory or Memory(), settings or {}, os.getpid())
     try:
         yield cluster.start()
     finally:
         cluster.stop()
-
-
-def _serves(address: str) -> bool:
-    """Whether a gRPC server answers."""
-    import grpc
-
-    with grpc.insecure_channel(address) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=2)
-        except grpc.FutureTimeoutError:
-            return False
-    return True

@@ -19,7 +19,7 @@ RECIPES = ROOT / "deploy" / "services"
 HOW = {
     "java": "Java 17 or later (Debian: apt-get install openjdk-17-jre-headless)",
     "mvn": "Maven (Debian: apt-get install maven)",
-    "go": "Go 1.24 or later (Debian: apt-get install golang)",
+    "go": "Go 1.26 or later (Debian: apt-get install golang)",
 }
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 _ATTEMPTS = 2  # a registry may fail once; what was fetched is kept

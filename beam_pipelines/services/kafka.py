@@ -7,39 +7,38 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.services import process
 from beam_pipelines.services.install import java, location
 from beam_pipelines.services.ports import HOST, answers, claim
+from beam_pipelines.services.server import OneProcess
 
 PORT = 9092
-NAME = "kafka"
 _QUIET = {"log_level": 0}
 
 
 @dataclass
-class Broker:
-    """A broker; its data stay in ``directory`` over ``kill()`` and ``start()``, and so do its ports.
+class Broker(OneProcess):
+    """A broker; its data stay in ``directory`` over ``kill()`` and ``start()``.
 
     Attributes:
-      directory: pid file, log and data.
-      port: where clients connect; 0 becomes a free one at the first start.
       controller_port: of its own controller.
       heap_mib: of the JVM.
-      with_parent: it is killed when this process ends.
     """
 
-    directory: Path
+    NAME: ClassVar[str] = "kafka"
+
     port: int = PORT
     controller_port: int = 0
     heap_mib: int = 768
-    with_parent: bool = False
 
     @property
     def bootstrap(self) -> str:
@@ -47,9 +46,9 @@ class Broker:
         return f"{HOST}:{self.port}"
 
     @property
-    def process(self) -> process.Process | None:
-        """The process, alive or not; None before the first start."""
-        return process.find(self.directory, NAME)
+    def address(self) -> str:
+        """HOST:PORT."""
+        return self.bootstrap
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,11 +58,12 @@ class Broker:
     @classmethod
     def found(cls, directory: Path) -> Broker | None:
         """The broker that a directory's pid file describes; None without one."""
-        known = process.find(directory, NAME)
-        return None if known is None else cls(directory, known.ports["kafka"], known.ports["controller"])
+        known = process.find(directory, cls.NAME)
+        return None if known is None else cls(directory, known.ports["kafka"],
+                                                 controller_port=known.ports["controller"])
 
     def start(self, seconds: float = 60.0) -> Broker:
-        """Starts it and waits until it answers; nothing when it runs.
+        """Starts it and waits until it answers; nothing when it runs already.
 
         Raises:
           UserError: not installed, a port is taken, or it does not come up.
@@ -72,19 +72,19 @@ class Broker:
         if known is not None and known.alive:
             self.port, self.controller_port = known.ports["kafka"], known.ports["controller"]
         else:
-            jars, program = location(NAME), java()
+            jars, program = location(self.NAME), java()
             self.port = claim(self.port, "Kafka", "--port-kafka")
             self.controller_port = claim(self.controller_port, "Kafka's controller", "--port-kafka-controller")
             settings = self._configure()
             classpath = ["-cp", f"{jars}/*"]
             if not (self.directory / "kafka-data" / "meta.properties").exists():
-                _format(settings, program, classpath, self.directory / f"{NAME}.log")
+                _format(settings, program, classpath, self.directory / f"{self.NAME}.log")
             known = process.start(
-                self.directory, NAME,
+                self.directory, self.NAME,
                 [program, f"-Xms{self.heap_mib // 2}m", f"-Xmx{self.heap_mib}m", "-XX:+UseG1GC", "-Djava.awt.headless=true",
                  "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true",
                  *classpath, "kafka.Kafka", str(settings)],
-                ports={"kafka": self.port, "controller": self.controller_port}, with_parent=self.with_parent)
+                ports={"kafka": self.port, "controller": self.controller_port}, parent=self.parent)
         known.wait_ready(self.healthy, seconds, "Kafka")
         return self
 
@@ -116,16 +116,6 @@ class Broker:
                 admin.create_partitions([NewPartitions(topic, partitions)])[topic].result(30)
         # metadata travel: a producer that asks too early would create the topic by itself
         process.poll(lambda: len(admin.list_topics(topic, timeout=10).topics[topic].partitions) >= partitions, 10)
-
-    def kill(self) -> None:
-        """Kills it at once, as a crash would; ``start()`` brings it back with its data."""
-        if (known := self.process) is not None:
-            known.kill()
-
-    def stop(self) -> None:
-        """Ends it, in order when it can."""
-        if (known := self.process) is not None:
-            known.stop()
 
     def _configure(self) -> Path:
         """Writes server.properties; small topics of its own, so that it starts fast on two cores."""
@@ -163,7 +153,7 @@ class Broker:
 @contextlib.contextmanager
 def running(directory: Path, port: int = 0, heap_mib: int = 768) -> Iterator[Broker]:
     """A broker for the length of a ``with``; killed with this process if that dies first."""
-    broker = Broker(directory, port, heap_mib=heap_mib, with_parent=True)
+    broker = Broker(directory, port, heap_mib=heap_mib, parent=os.getpid())
     try:
         yield broker.start()
     finally:

@@ -39,3 +39,17 @@ def claim(port: int, what: str, flag: str) -> int:
             raise UserError(f"port {port} for {what} is taken ({error.strerror}); choose another with {flag} PORT, "
                             "0 for a free one") from error
     return port
+
+
+def serves_grpc(address: str, seconds: float = 2.0) -> bool:
+    """Whether a gRPC server answers at HOST:PORT."""
+    if not answers(int(address.rpartition(":")[2])):
+        return False
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=seconds)
+        except grpc.FutureTimeoutError:
+            return False
+    return True

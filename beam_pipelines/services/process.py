@@ -19,7 +19,7 @@ from schemas.workspace import write_atomically
 
 MARK = "BEAMREC_SERVICE"  # children inherit it, so that none is lost however they detach
 _started: dict[int, subprocess.Popen[bytes]] = {}  # ours, to be reaped
-_guards: dict[int, subprocess.Popen[bytes]] = {}  # by the process that they watch
+_guards: dict[int, subprocess.Popen[bytes]] = {}  # by the pid that they watch
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Process:
         child = _started.get(self.pid)
         if child is not None and child.poll() is not None:
             return False
-        return _ticks(self.pid) == self.ticks
+        return ticks(self.pid) == self.ticks
 
     def members(self) -> list[int]:
         """Pids of the leader and of every descendant that lives."""
@@ -106,8 +106,8 @@ class Process:
 
 
 def start(directory: Path, name: str, command: Sequence[str], *, ports: Mapping[str, int] | None = None,
-          environment: Mapping[str, str] | None = None, with_parent: bool = False) -> Process:
-    """Starts a process that outlives this one, unless ``with_parent``: then it is killed as soon as this one is gone.
+          environment: Mapping[str, str] | None = None, parent: int = 0) -> Process:
+    """Starts a process that outlives this one; with ``parent`` it is killed as soon as the process of that pid is gone.
 
     Raises:
       UserError: its program is not there.
@@ -122,9 +122,9 @@ def start(directory: Path, name: str, command: Sequence[str], *, ports: Mapping[
         except FileNotFoundError as error:
             raise UserError(f"cannot start {name}: no program {command[0]}") from error
     _started[child.pid] = child
-    if with_parent:
-        _guard(token)
-    process = Process(name, directory, child.pid, token, time.time(), _ticks(child.pid) or 0, dict(ports or {}))
+    if parent:
+        _guard(token, parent)
+    process = Process(name, directory, child.pid, token, time.time(), ticks(child.pid) or 0, dict(ports or {}))
     record = {k: v for k, v in asdict(process).items() if k not in ("directory", "name")}
     write_atomically(process.pid_file, json.dumps(record).encode())
     return process
@@ -154,7 +154,7 @@ def marked(token: str) -> list[int]:
     found = []
     for folder in _processes():
         with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0") and _ticks(int(folder.name)) is not None:
+            if mark in (folder / "environ").read_bytes().split(b"\0") and ticks(int(folder.name)) is not None:
                 found.append(int(folder.name))
     return found
 
@@ -175,7 +175,15 @@ def _processes() -> Iterator[Path]:
     return (folder for folder in Path("/proc").iterdir() if folder.name.isdigit())
 
 
-def _ticks(pid: int) -> int | None:
+def resident_mib(pid: int) -> int:
+    """Memory of a process in MiB; 0 when it is gone."""
+    with contextlib.suppress(OSError):
+        pages = int((Path("/proc") / str(pid) / "statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+    return 0
+
+
+def ticks(pid: int) -> int | None:
     """Start time of a living process, in clock ticks since boot; None when it is gone or a zombie."""
     try:
         fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
@@ -191,16 +199,16 @@ def _reap(pid: int) -> None:
             child.wait(5)
 
 
-def _guard(token: str) -> None:
-    """Has a token's processes killed when this process is gone, however it goes.
+def _guard(token: str, parent: int) -> None:
+    """Has a token's processes killed when ``parent`` is gone, however it goes.
 
     Not PR_SET_PDEATHSIG: it fires when the starting thread ends, spares grandchildren, and needs code between fork and exec.
     """
-    guard = _guards.get(os.getpid())
+    guard = _guards.get(parent)
     if guard is None or guard.poll() is not None:
-        guard = subprocess.Popen([sys.executable, "-m", "beam_pipelines.services.guard", str(os.getpid())],
+        guard = subprocess.Popen([sys.executable, "-m", "beam_pipelines.services.guard", str(parent), str(ticks(parent) or 0)],
                                  stdin=subprocess.PIPE, start_new_session=True, cwd=Path(__file__).parents[2])
-        _guards[os.getpid()] = guard
+        _guards[parent] = guard
     assert guard.stdin is not None
     guard.stdin.write(token.encode() + b"\n")
     guard.stdin.flush()

@@ -1,6 +1,6 @@
 module beamrec/services/bigtable
 
-go 1.26.8
+go 1.26.0
 
 tool cloud.google.com/go/bigtable/cmd/emulator
 

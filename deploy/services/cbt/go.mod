@@ -1,6 +1,6 @@
 module beamrec/services/cbt
 
-go 1.26.8
+go 1.24
 
 tool cloud.google.com/go/bigtable/cmd/cbt
 

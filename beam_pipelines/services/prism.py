@@ -1,0 +1,102 @@
+"""Prism, Beam's small portable runner: streams with state and timers on one machine, without Java.
+
+``with prism.running(directory) as server: PipelineOptions(server.pipeline_options())`` starts one on a free port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from beam_pipelines.errors import UserError
+from beam_pipelines.services import process
+from beam_pipelines.services.install import HOW, program
+from beam_pipelines.services.ports import HOST, claim, free_port, serves_grpc
+from beam_pipelines.services.server import OneProcess
+
+PORT = 8073
+
+
+def binary() -> Path:
+    """Prism's program: the one in .services, else the one that Beam downloads once and keeps.
+
+    Raises:
+      UserError: neither is there, and Beam's download cannot be reached.
+    """
+    with contextlib.suppress(UserError):
+        return program("prism")
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.portability.prism_runner import PrismJobServer
+
+    logging.getLogger(__name__).info("looking for Beam's download of Prism")
+    try:
+        return Path(PrismJobServer(PipelineOptions([])).path_to_binary())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError("no Prism: Beam's download cannot be reached; build it once with: make services SERVICES=prism "
+                        f"(needs {HOW['go']})") from error
+
+
+@dataclass
+class Prism(OneProcess):
+    """A Prism server."""
+
+    NAME: ClassVar[str] = "prism"
+
+    port: int = PORT
+
+    @property
+    def address(self) -> str:
+        """Beam's ``--job_endpoint``."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a shell exports to use it."""
+        return {"BEAMREC_JOB_ENDPOINT": self.address}
+
+    @classmethod
+    def found(cls, directory: Path) -> Prism | None:
+        """The server that a directory's pid file describes; None without one."""
+        known = process.find(directory, cls.NAME)
+        return None if known is None else cls(directory, known.ports["prism"])
+
+    def pipeline_options(self, job: str = "", streaming: bool = True) -> list[str]:
+        """Beam's flags for a job on it, whose workers run in the submitting process (LOOPBACK)."""
+        flags = ["--runner=PortableRunner", f"--job_endpoint={self.address}", "--environment_type=LOOPBACK"]
+        return [*flags, *(["--streaming"] if streaming else []), *([f"--job_name={job}"] if job else [])]
+
+    def start(self, seconds: float = 30.0) -> Prism:
+        """Starts it unless it runs, and waits until it answers.
+
+        Raises:
+          UserError: not to be had, the port is taken, or it does not come up.
+        """
+        known = self.process
+        if known is not None and known.alive:
+            self.port = known.ports["prism"]
+        else:
+            command = [str(binary()), "-serve_http=false", "-log_kind=json", "-log_level=warn", f"-web_port={free_port()}"]
+            self.port = claim(self.port, "Prism", "--port-prism")
+            known = process.start(self.directory, self.NAME, [*command, f"-job_port={self.port}"], ports={"prism": self.port},
+                                  parent=self.parent)
+        known.wait_ready(self.healthy, seconds, "Prism")
+        return self
+
+    def healthy(self) -> bool:
+        """Whether it answers."""
+        return serves_grpc(self.address)
+
+
+@contextlib.contextmanager
+def running(directory: Path, port: int = 0) -> Iterator[Prism]:
+    """A server for the length of a ``with``; killed with this process if that dies first."""
+    server = Prism(directory, port, parent=os.getpid())
+    try:
+        yield server.start()
+    finally:
+        server.stop()
