@@ -38,7 +38,8 @@ def test_a_user_as_json(show):
     code, out, err = show("user", "ann", "--json")
     assert code == 0 and err == ""
     document = json.loads(out)
-    assert set(document) == {"user_id", "history", "features", "recommendations"}
+    assert set(document) == {"user_id", "low_confidence", "history", "features", "recommendations", "stream"}
+    assert document["low_confidence"] is False and document["stream"] is None
     assert document["history"][0] == {
         "item_id": "heat", "title": "Heat (1995) [director's cut]", "at": "2023-11-14T00:00:00Z", "weight": 1.0}
     features = document["features"]
