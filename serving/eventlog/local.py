@@ -312,14 +312,20 @@ class LocalReader:
         """The next records; see serving.eventlog.base."""
         deadline = time.monotonic() + timeout_s
         while True:
-            ready = [c for p, c in self._cursors.items()
-                     if (self._only is None or p in self._only) and c.position < c.committed.get()]
+            active = [c for p, c in self._cursors.items() if self._only is None or p in self._only]
+            ready = [c for c in active if c.position != c.committed.get()]
             if ready:
                 self._turn += 1
-                parts, left = [], max_bytes
+                parts: list[Records] = []
+                left = max_bytes
                 for i in range(len(ready)):
                     cursor = ready[(self._turn + i) % len(ready)]
-                    got = cursor.read(max(1, left // (len(ready) - i)))
+                    try:
+                        got = cursor.read(max(1, left // (len(ready) - i)))
+                    except LogError:
+                        if not parts:
+                            raise
+                        break  # what was read is given first, the next poll meets it again
                     parts += got
                     left -= sum(len(r.data) for r in got)
                 return Records.concat(parts)
@@ -347,6 +353,8 @@ class _Cursor:
     def read(self, max_bytes: int) -> list[Records]:
         """The next blocks' records, at least one record when one is durable."""
         committed = self.committed.get()
+        if self.position > committed:
+            raise LogError(f"{self._folder}: offset {self.position:,} lies beyond the end, {committed:,}")
         if self._fd < 0:
             self._open()
         while True:
@@ -368,6 +376,8 @@ class _Cursor:
         parts: list[Records] = []
         at = taken = 0
         while taken < max_bytes and self._end < committed and (block := segment.parse(data, 0, at)) is not None:
+            if block.offset != self._end and parts:
+                break
             if block.offset != self._end:
                 raise LogError(f"{self._folder}: offset {self._end:,} is missing, {block.offset:,} follows")
             if block.end > self.position:

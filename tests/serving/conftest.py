@@ -1,6 +1,7 @@
-"""Fixtures over serving_world."""
+"""Fixtures over serving_world, and those of eventlog_world."""
 
 import pytest
+from eventlog_world import broker, log, uri  # noqa: F401
 from serving_world import Server, World
 
 
