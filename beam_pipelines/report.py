@@ -18,6 +18,8 @@ _METHODS = {"two_tower": "two-tower", "item_cf": "item-CF", "popularity": "popul
 def render(report: DemoReport) -> RenderableType:
     """Stages, quality, three users, commands to go on with."""
     parts: list[RenderableType] = [_stages(report), _quality(report.outputs("train").get("metrics", {}))]
+    if report.users and not any(_titles(user) for user in report.users):
+        parts.append(Text("\nThe items of this data have no titles: they are shown by their ids.", style="dim"))
     parts += [_user(user) for user in report.users]
     parts.append(_commands(report))
     return Group(*parts)
@@ -85,6 +87,10 @@ def _quality(metrics: Mapping[str, Any]) -> RenderableType:
 
 def _interval(value: Mapping[str, float]) -> str:
     return f"{value['mean']:.3f}  ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def _titles(user: UserExample) -> list[str]:
+    return [title for title in (*(h.title for h in user.history), *(i.metadata.title for i in user.items)) if title]
 
 
 def _user(user: UserExample) -> RenderableType:
