@@ -32,7 +32,7 @@ CellsById = Mapping[str, tuple[bytes, int]]
 
 @dataclass
 class Difference:
-    """What was compared: ``cells`` values, of which ``differing`` differ; ``missing`` and ``extra`` rows are counted there too."""
+    """What was compared: ``cells`` values, of which ``differing`` differ, are missing or are there twice."""
 
     cells: int = 0
     differing: int = 0
@@ -48,7 +48,8 @@ class Difference:
 
 def batch_states(batches: Iterable[pa.RecordBatch], buckets: int) -> tuple[list[UserState], list[ItemState]]:
     """Every clean event, each once, in the stream's accumulators, a state a bucket: what batch makes of the lake."""
-    users, items = [UserState((*UserState.GROUPS, *UserState.EXTRAS)) for _ in range(buckets)], [ItemState() for _ in range(buckets)]
+    users = [UserState((*UserState.GROUPS, *UserState.EXTRAS)) for _ in range(buckets)]
+    items = [ItemState() for _ in range(buckets)]
     for batch in batches:
         for bucket, part in _split(batch, "user_id", buckets):
             users[bucket].add(Events(part))
@@ -117,8 +118,8 @@ def compare_features(group: str, cells: CellsById, oracle: Oracle, out: Differen
     held = [i for i in ids if i in cells]
     for shift in SHIFTS:
         if group in RINGS:
-            _compare_ring(group, held, cells, np.array([times[i] for i in held], np.int64) + shift, oracle.feature(group, shift),
-                          f"{group} +{shift // 1_000_000}s", out)
+            at = np.array([times[i] for i in held], np.int64) + shift
+            _compare_ring(group, held, cells, at, oracle.feature(group, shift), f"{group} +{shift // 1_000_000}s", out)
             continue
         read = {i: extract(group, cells[i][0], max(times[i] + shift, cells[i][1])) for i in held}
         for part in _PARTS[group]:
