@@ -149,7 +149,7 @@ def test_a_gap_may_be_made_to_fail(log: LocalLog) -> None:
     fill(log, 0, 12)
     log.trim(0, 9)
     it = reader(log, start={0: 1}, on_gap="fail")
-    with pytest.raises(LogError, match="offsets 1 to .* were deleted"):
+    with pytest.raises(LogError, match=r"offsets 1 to .* were deleted"):
         it.until_read(1)
 
 

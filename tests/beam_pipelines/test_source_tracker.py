@@ -32,7 +32,7 @@ def test_equal_spans_are_equal_bytes() -> None:
 
 def test_positions_of_another_layout_are_refused_with_the_way_out() -> None:
     data = b"\x09" + Span({0: Place(1)}, True).to_bytes()[1:]
-    with pytest.raises(ValueError, match="layout 9.*start anew"):
+    with pytest.raises(ValueError, match=r"layout 9.*start anew"):
         Span.from_bytes(data)
 
 
