@@ -24,7 +24,7 @@ from schemas.workspace import DAY_MICROS
 from transforms.accumulators.affinity import string_ranks
 from transforms.accumulators.base import Accumulator, Extract, Globals, Lists
 from transforms.accumulators.events import Events
-from transforms.accumulators.frame import LOW, Frame, Ids, Ints, Spec
+from transforms.accumulators.frame import LOW, Frame, Ids, Ints, Spec, pack_columns, unpack_columns
 from transforms.accumulators.kernels import best, pair_codes
 
 GAP = 30 * 60 * 1_000_000
@@ -100,27 +100,19 @@ class Interactions:
         return self._rows((self.time >= (day + 1) * DAY_MICROS - GAP) & (after <= REACH))
 
     def to_bytes(self) -> bytes:
-        """Packed: an Arrow IPC record batch of one row of lists, lz4."""
-        columns: dict[str, pa.Array] = {
+        """Packed by ``pack_columns``."""
+        return pack_columns({
             "user_hash": pa.array(self.users.hashes), "user_id": self.users.ids,
             "item_hash": pa.array(self.items.hashes), "item_id": self.items.ids,
             "user": pa.array(self.user.astype(np.int32)), "item": pa.array(self.item.astype(np.int32)),
             "time": pa.array(self.time), "tie": pa.array(self.tie),
-        }
-        batch = pa.RecordBatch.from_arrays(
-            [pa.LargeListArray.from_arrays(pa.array([0, len(c)], pa.int64()), c) for c in columns.values()],
-            names=list(columns))
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-            writer.write_batch(batch)
-        return sink.getvalue().to_pybytes()
+        })
 
     @classmethod
     def from_bytes(cls, data: bytes | pa.Buffer) -> Interactions:
         """The rows of ``to_bytes``; raises ValueError on anything else."""
         try:
-            batch = pa.ipc.open_stream(data).read_next_batch()
-            c = {name: column.values for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+            c = unpack_columns(data)
             return cls(Ids(c["user_hash"].to_numpy(), c["user_id"]), Ids(c["item_hash"].to_numpy(), c["item_id"]),
                        c["user"].to_numpy().astype(np.int64), c["item"].to_numpy().astype(np.int64),
                        c["time"].to_numpy(), c["tie"].to_numpy())

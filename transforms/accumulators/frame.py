@@ -6,7 +6,7 @@ plain number, such as a day). Ids are sorted by hash, so that a bucket, the high
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,7 +200,7 @@ class Frame:
         return np.searchsorted(self.keys, np.arange(len(self.entities) + 1, dtype=np.int64) << 32)
 
     def to_bytes(self, spec: Spec) -> bytes:
-        """Packed: one Arrow IPC record batch of one row, each column a list; integers as narrow as they fit; lz4."""
+        """Packed by ``pack_columns``; integers as narrow as they fit."""
         columns: dict[str, pa.Array] = {
             "entity_hash": pa.array(self.entities.hashes), "entity_id": self.entities.ids,
             "rows": _narrow(np.diff(self.offsets())), "member": _narrow(self.keys & LOW),
@@ -209,20 +209,13 @@ class Frame:
             columns["member_hash"], columns["member_id"] = pa.array(self.members.hashes), self.members.ids
         for name in spec.columns:
             columns["v_" + name] = _narrow(self.values[name])
-        batch = pa.RecordBatch.from_arrays(
-            [pa.LargeListArray.from_arrays(pa.array([0, len(c)], pa.int64()), c) for c in columns.values()],
-            names=list(columns))
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-            writer.write_batch(batch)
-        return sink.getvalue().to_pybytes()
+        return pack_columns(columns)
 
     @classmethod
     def from_bytes(cls, spec: Spec, data: bytes | pa.Buffer) -> Frame:
         """The frame of ``to_bytes``; raises ValueError on anything else."""
         try:
-            batch = pa.ipc.open_stream(data).read_next_batch()
-            columns = {name: column.values for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+            columns = unpack_columns(data)
             entities = Ids(columns["entity_hash"].to_numpy(), columns["entity_id"])
             members = Ids(columns["member_hash"].to_numpy(), columns["member_id"]) if spec.has_members else Ids.empty()
             entity = np.repeat(np.arange(len(entities), dtype=np.int64), columns["rows"].to_numpy())
@@ -231,6 +224,22 @@ class Frame:
         except (pa.ArrowInvalid, KeyError, StopIteration) as error:
             raise ValueError(f"not a packed accumulator of these columns: {error}") from error
         return cls(entities, members, keys, values)
+
+
+def pack_columns(columns: Mapping[str, pa.Array]) -> bytes:
+    """Columns of any lengths as one Arrow IPC record batch of one row, each column a list; lz4."""
+    batch = pa.RecordBatch.from_arrays(
+        [pa.LargeListArray.from_arrays(pa.array([0, len(c)], pa.int64()), c) for c in columns.values()], names=list(columns))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def unpack_columns(data: bytes | pa.Buffer) -> dict[str, pa.Array]:
+    """The columns of ``pack_columns``; raises pa.ArrowInvalid or StopIteration on anything else."""
+    batch = pa.ipc.open_stream(data).read_next_batch()
+    return {name: column.values for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _narrow(values: npt.NDArray[np.integer]) -> pa.Array:

@@ -77,6 +77,15 @@ def dense_groups(keys: Ints, width: int, size: int) -> tuple[Ints, Ints]:
 
 
 @njit(cache=True, nogil=True)
+def _capped(offsets: Ints, cap: int) -> Ints:
+    """Bounds of segments cut to at most ``cap`` rows."""
+    bounds = np.zeros(len(offsets), np.int64)
+    for s in range(len(offsets) - 1):
+        bounds[s + 1] = bounds[s] + min(cap, offsets[s + 1] - offsets[s])
+    return bounds
+
+
+@njit(cache=True, nogil=True)
 def newest(offsets: Ints, time: Ints, tie: npt.NDArray[np.uint64], cap: int) -> tuple[Ints, Ints]:
     """Rows of each segment by (time, tie) descending, at most ``cap`` of each.
 
@@ -87,9 +96,7 @@ def newest(offsets: Ints, time: Ints, tie: npt.NDArray[np.uint64], cap: int) -> 
       offsets of the result (segments + 1,), and the chosen rows in order.
     """
     segments = len(offsets) - 1
-    bounds = np.zeros(segments + 1, np.int64)
-    for s in range(segments):
-        bounds[s + 1] = bounds[s] + min(cap, offsets[s + 1] - offsets[s])
+    bounds = _capped(offsets, cap)
     rows = np.empty(bounds[segments], np.int64)
     for s in range(segments):
         start, end = offsets[s], offsets[s + 1]
@@ -113,9 +120,7 @@ def best(offsets: Ints, rank: Ints, cap: int) -> tuple[Ints, Ints]:
       offsets of the result (segments + 1,), and the chosen rows in order.
     """
     segments = len(offsets) - 1
-    bounds = np.zeros(segments + 1, np.int64)
-    for s in range(segments):
-        bounds[s + 1] = bounds[s] + min(cap, offsets[s + 1] - offsets[s])
+    bounds = _capped(offsets, cap)
     rows = np.empty(bounds[segments], np.int64)
     for s in range(segments):
         start, end = offsets[s], offsets[s + 1]
