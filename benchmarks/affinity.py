@@ -14,14 +14,13 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import polars as pl
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import Lake
-from benchmarks.synthetic import write_events
+from benchmarks.synthetic import add_world_flags, print_measured, write_events
 
 ROOT = Path(__file__).resolve().parent.parent
 DAYS = 30
@@ -29,22 +28,15 @@ DAYS = 30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the benchmark."""
-    parser.add_argument("--events", type=int, default=10_000_000, help="over 30 days (default: 10,000,000)")
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--items", type=int, default=20_000)
+    add_world_flags(parser)
     parser.add_argument("--rowwise-events", type=int, default=200_000, help="events of row-wise Beam (default: 200,000)")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--without-pyspark", action="store_true")
-    parser.add_argument("--work", metavar="DIR", help="where events and results go (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs every side; exit code 1 when their results differ."""
-    with tempfile.TemporaryDirectory(prefix="beamrec-bench-") as temporary:
-        document = measure(args, Path(args.work or temporary))
-    print(json.dumps(document) if args.json else "\n".join(f"{k}: {v}" for k, v in document.items()))
-    return 0 if document["equal"] else 1
+    return print_measured(args, measure)
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:

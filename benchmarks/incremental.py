@@ -9,17 +9,15 @@ night left must equal one pass over all 37 days.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.jobs import features
 from beam_pipelines.options import Config
-from benchmarks.synthetic import FIRST_DAY, write_events
+from benchmarks.synthetic import FIRST_DAY, add_world_flags, print_measured, write_events
 from schemas.workspace import DAY_MICROS
 
 DAYS, NIGHTS = 30, features.STATE_EVERY
@@ -28,19 +26,12 @@ TABLES = {"user_snapshots": "user_id", "item_snapshots": "item_id"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the benchmark."""
-    parser.add_argument("--events", type=int, default=10_000_000, help="over 30 days (default: 10,000,000)")
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--items", type=int, default=20_000)
-    parser.add_argument("--work", metavar="DIR", help="where everything goes (default: a temporary folder)")
-    parser.add_argument("--json", action="store_true")
+    add_world_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs both; exit code 1 when a value differs."""
-    with tempfile.TemporaryDirectory(prefix="beamrec-bench-") as temporary:
-        document = measure(args, Path(args.work or temporary))
-    print(json.dumps(document) if args.json else "\n".join(f"{k}: {v}" for k, v in document.items()))
-    return 0 if document["equal"] else 1
+    return print_measured(args, measure)
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:

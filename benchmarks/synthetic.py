@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -78,3 +84,20 @@ def write_events(lake: Lake, events: int, days: int, users: int, items: int, see
         files[day * DAY_MICROS] = [lake.write_file("events", day_of_events(day, n, users, items, seed), day * DAY_MICROS)]
     lake.replace_days("events", files)
     return [paths[0] for paths in files.values()]
+
+
+def add_world_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of a benchmark over such events: their size, where they go, how the result is printed."""
+    parser.add_argument("--events", type=int, default=10_000_000, help="over 30 days (default: 10,000,000)")
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--work", metavar="DIR", help="where everything goes (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+
+
+def print_measured(args: argparse.Namespace, measure: Callable[[argparse.Namespace, Path], dict[str, object]]) -> int:
+    """Measures in the folder that the flags name, prints, and returns the exit code: 1 when results were not ``equal``."""
+    with tempfile.TemporaryDirectory(prefix="beamrec-bench-") as temporary:
+        document = measure(args, Path(args.work or temporary))
+    print(json.dumps(document) if args.json else "\n".join(f"{k}: {v}" for k, v in document.items()))
+    return 0 if document["equal"] else 1
