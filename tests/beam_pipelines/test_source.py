@@ -14,10 +14,10 @@ import pytest
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from source_world import NOON, SECOND, event, record, views
+from source_world import NOON, SECOND, Reader, event, reading, record, views
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.io.source import DEAD, ReadLog
+from beam_pipelines.io.source import DEAD, ReadLog, _ReadOnAndOn
 from beam_pipelines.services import kafka, prism
 from beam_pipelines.services.install import java, location
 from schemas import metric_names
@@ -27,15 +27,15 @@ PARTITIONS = 3
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``HOST:PORT`` of a Kafka broker."""
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.Broker]:
+    """A Kafka broker."""
     pytest.importorskip("confluent_kafka", reason="needs the Kafka client: pip install 'beamrec[stream]'")
     try:
         location("kafka"), java()
     except UserError as error:
         pytest.skip(str(error))
     with kafka.running(tmp_path_factory.mktemp("kafka")) as running:
-        yield running.bootstrap
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventLog]:
     if request.param == "local":
         uri = f"dir:{tmp_path}/log"
     else:
-        uri = f"kafka://{request.getfixturevalue('broker')}/source-{os.getpid()}-{time.monotonic_ns()}"
+        uri = f"kafka://{request.getfixturevalue('broker').bootstrap}/source-{os.getpid()}-{time.monotonic_ns()}"
     opened = open_log(f"{uri}?partitions={PARTITIONS}")
     yield opened
     opened.close()
@@ -117,6 +117,28 @@ def test_an_unbounded_read_checkpoints_and_follows_the_log(log: EventLog, prism_
     finally:
         result.cancel()
     assert set(noted(good).values()) == {1}
+
+
+def test_a_broker_that_is_away_loses_nothing(broker: kafka.Broker) -> None:
+    log = open_log(f"kafka://{broker.bootstrap}/away-{time.monotonic_ns()}?partitions={PARTITIONS}")
+    fill(log, 6)
+    dofn = _ReadOnAndOn(reading(uri_of(log), idle_s=5.0))
+    dofn.setup()
+    reader = Reader(dofn).until_read(30)
+    before = reader.watermark
+    broker.stop()
+    log.close()
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        assert reader.bundle() == 0
+    assert reader.watermark == before, "time in which nobody could look is not quiet time"
+    broker.start()
+    log = open_log(log.uri)
+    fill(log, 6, first=6)
+    reader.until_read(60, bundles=2000)
+    assert set(reader.positions.values()) == {1} and len(reader.positions) == 60
+    dofn.teardown()
+    log.close()
 
 
 def noted(path: Path) -> Counter[str]:
