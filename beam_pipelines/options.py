@@ -90,3 +90,48 @@ def parse_as_of(text: str | None, workspace: Workspace) -> int:
         today = datetime.fromtimestamp(now // 1_000_000, UTC)
         raise UserError(f"--as-of {text} lies after this workspace's clock, {today:%Y-%m-%d}")
     return as_of
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What ``beamrec stream`` runs.
+
+    Attributes:
+      common: workspace, store, lake, runner and Beam's flags.
+      log: URI of the event log.
+      name: of the job: its status row, its parts of --audit.
+      start: earliest, latest, a time (microseconds) or exact offsets by partition.
+      until_end: read what the log holds when the job starts, then end.
+      lateness_s: how long after its pane an event still corrects values; whole seconds.
+      watermark_delay_s: how far the watermark stays behind the newest event.
+      flush_s: how long after a change cells are written, seconds of processing time.
+      readers: sources that share the log's partitions.
+      user_buckets, item_buckets: hash shards of users and items, powers of two: how parallel the state can get.
+      groups: stream feature groups that are computed; None: all.
+      audit: folder for rows that are final; None: none.
+      idle_s: a partition without events for so long does not hold the watermark; None: it always does.
+      store_wait_s: how long a store may be away before a bundle fails (and is tried again by the runner).
+      metrics_port: port of the submitting process that serves metrics for Prometheus; None: none.
+    """
+
+    common: Config
+    log: str
+    name: str = "stream"
+    start: str | int | tuple[tuple[int, int], ...] = "earliest"
+    until_end: bool = False
+    lateness_s: int = 3600
+    watermark_delay_s: float = 10.0
+    flush_s: float = 1.0
+    readers: int = 2
+    user_buckets: int = 16
+    item_buckets: int = 8
+    groups: tuple[str, ...] | None = None
+    audit: Path | None = None
+    idle_s: float | None = 10.0
+    store_wait_s: float = 300.0
+    metrics_port: int | None = None
+
+    @property
+    def is_direct(self) -> bool:
+        """FnApiRunner in this process: bounded input only, and no timers of processing time."""
+        return self.common.runner == "direct"

@@ -33,3 +33,42 @@ def lag(partition: int) -> str:
 def rejected(reason: str) -> str:
     """The counter of events and records refused for a reason; EVENTS_REJECTED counts them all."""
     return f"{EVENTS_REJECTED}_{reason}"
+
+
+EVENTS_ACCEPTED = "events_accepted"
+"""Events of the stream that were neither copies nor too late."""
+EVENTS_LATE = "events_late"
+"""Events whose pane had ended by more than the allowed lateness."""
+ITEM_ROWS = "item_rows"
+"""Events and changes of pairs that reached the items' state."""
+STATE_RESTORED = "state_restored"
+"""Buckets whose live copy was made anew from their state."""
+STATE_BYTES = "state_bytes"
+"""Distribution: bytes of a snapshot of a bucket."""
+CELLS_WRITTEN = "cells_written"
+CELLS_RETRIED = "cells_retried"
+"""Writes to the store that failed and were tried again."""
+FLUSH_MS = "flush_ms"
+"""Distribution: how long writing a flush's cells took, in milliseconds."""
+FRESHNESS_MS = "freshness_ms"
+"""Distribution: from an event's ingested_at to its value in the store, in milliseconds."""
+
+
+def by_segment(name: str, *segment: str) -> str:
+    """A counter's part for one segment, such as an event type and a device or surface; "unknown" where an event names none."""
+    return "/".join((name, *(part or "unknown" for part in segment)))
+
+COLLECT_ACCEPTED = "beamrec_collector_events_accepted_total"
+COLLECT_REJECTED = "beamrec_collector_events_rejected_total"
+COLLECT_REQUESTS = "beamrec_collector_requests_total"
+COLLECT_SUPPRESSIONS = "beamrec_collector_suppressions_total"
+COLLECT_UPSERTS = "beamrec_collector_upserts_total"
+COLLECT_PACKS = "beamrec_collector_packs_total"
+COLLECT_PACK_EVENTS = "beamrec_collector_pack_events_total"
+COLLECT_LOG_FAILURES = "beamrec_collector_log_failures_total"
+COLLECT_STAMP_FAILURES = "beamrec_collector_catalogue_failures_total"
+COLLECT_WAITING = "beamrec_collector_waiting_events"
+COLLECT_BACKLOG = "beamrec_collector_log_backlog_bytes"
+COLLECT_SECONDS = "beamrec_collector_request_seconds"
+COLLECT_COMMIT_SECONDS = "beamrec_collector_commit_seconds"
+"""Of the collector, at its /metrics: the names as Prometheus sees them."""

@@ -1,0 +1,205 @@
+"""Bucket states in Beam: per bucket a marker, a bag of deltas and a snapshot, three timers, and the live copies of a process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.coders import BytesCoder
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
+
+from schemas import metric_names
+from transforms.beam.stream.state import Bucket, Final, Marker, Rules, pack_delta
+from transforms.ingest import END_OF_TIME
+
+STATS, FINAL = "stats", "final"
+"""Outputs beside the cells: (job name, counters of a bundle as JSON), and rows that are final (state.Final) by bucket."""
+
+_IDLE_S = 600.0
+
+B = TypeVar("B", bound=Bucket)
+
+
+class LiveCopies:
+    """The live copies of a process, by bucket. A bucket is in use by one bundle at a time, which takes its copy out and puts
+    it back; what a failed bundle took is gone with it."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, Bucket] = {}
+
+    def take(self, bucket: int, marker: Marker) -> Bucket | None:
+        """The copy of a bucket, if it is in step with its state."""
+        copy = self._copies.pop(bucket, None)
+        return copy if copy is not None and copy.marker.token == marker.token else None
+
+    def give(self, bucket: int, copy: Bucket) -> None:
+        """Keeps a copy; those not used for long, whose buckets another worker has now, go."""
+        copy.used = time.monotonic()
+        self._copies[bucket] = copy
+        for other in [b for b, c in list(self._copies.items()) if copy.used - c.used > _IDLE_S]:
+            self._copies.pop(other, None)
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+        self._copies.clear()
+
+
+class Held(NamedTuple):
+    """A bucket's state in the runner."""
+
+    marker: Any
+    deltas: Any
+    snapshot: Any
+
+
+class Timers(NamedTuple):
+    """A bucket's timers. Their names must differ from stage to stage: FnApiRunner keeps those of one name together."""
+
+    tick: Any
+    end: Any
+    flush: Any
+
+
+DELTAS = BagStateSpec("deltas", BytesCoder())
+SNAPSHOT = BagStateSpec("snapshot", BytesCoder())
+MARKER = ReadModifyWriteStateSpec("marker", BytesCoder())
+
+
+class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
+    """(bucket, packed element) -> cells of what changed (cells.CELLS), STATS and FINAL.
+
+    A subclass declares the timers, forwards what Beam calls, and says how an element is added.
+
+    Args:
+      rules: of the buckets.
+      job: name under which counters are summed.
+      flush_s: how long after a change the cells are written, seconds of processing time; 0: with the element that changed
+        them; None: when a snapshot is due and at the end (bounded input: no runner needs processing time then).
+    """
+
+    KIND: ClassVar[type[Bucket]]
+
+    def __init__(self, rules: Rules, job: str, flush_s: float | None) -> None:
+        self._rules, self._job, self._flush_s, self._shared = rules, job, flush_s, Shared()
+        self._restored = Metrics.counter(metric_names.NAMESPACE, metric_names.STATE_RESTORED)
+        self._state_bytes = Metrics.distribution(metric_names.NAMESPACE, metric_names.STATE_BYTES)
+
+    def take(self, live: B, element: bytes) -> bytes | None:
+        """Adds an element to a bucket; returns the delta to keep, None when nothing changed."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        """Finds the process's live copies."""
+        self._live: LiveCopies = self._shared.acquire(LiveCopies)
+        self._stats: Counter[str] = Counter()
+        self._oldest: Timestamp = MAX_TIMESTAMP
+
+    def start_bundle(self) -> None:
+        """Counts anew."""
+        self._stats, self._oldest = Counter(), MAX_TIMESTAMP
+
+    def added(self, bucket: int, payload: bytes, timestamp: Timestamp, held: Held, timers: Timers) -> list[pa.RecordBatch]:
+        """Adds an element; returns the cells to write now."""
+        self._oldest = min(self._oldest, timestamp)
+        known = held.marker.read()
+        live = self._copy(bucket, known, held)
+        delta = self.take(live, payload)
+        if delta is not None:
+            delta = pack_delta(live.marker.sequence, delta)
+            held.deltas.add(delta)
+            live.changed(delta)
+            earlier = live.earlier_tick()
+            if earlier is not None:
+                timers.tick.set(Timestamp(micros=earlier + self._rules.lateness))
+        if delta is not None or not known:
+            held.marker.write(live.marker.pack())
+        if not known:
+            timers.end.set(Timestamp(micros=END_OF_TIME))
+        cells: list[pa.RecordBatch] = []
+        if self._flush_s == 0 or (self._flush_s is None and live.wants_snapshot):
+            cells = self._flushed(live, held)
+        elif self._flush_s is not None and live.is_dirty and live.flush_due is None:
+            live.flush_due = time.time() + self._flush_s  # set once: a timer set again and again would never be due
+            timers.flush.set(Timestamp.of(live.flush_due))
+        self._live.give(bucket, live)
+        return cells
+
+    def flush_due(self, bucket: int, timestamp: Timestamp, held: Held) -> list[pa.RecordBatch]:
+        """The cells of what changed."""
+        self._oldest = min(self._oldest, timestamp)
+        live = self._copy(bucket, held.marker.read(), held)
+        live.flush_due = None
+        cells = self._flushed(live, held)
+        self._live.give(bucket, live)
+        return cells
+
+    def ticked(self, bucket: int, timestamp: Timestamp, held: Held, tick: Any) -> Iterator[Any]:
+        """A pane has closed for this bucket: gives out what is final."""
+        self._oldest = min(self._oldest, timestamp)
+        live = self._copy(bucket, held.marker.read(), held)
+        finals: list[Final] = []
+        if live.marker.tick < END_OF_TIME:
+            if timestamp.micros >= live.marker.tick + self._rules.lateness:  # else a timer that was set anew since
+                finals = live.advance(live.marker.tick)
+                live.next_tick()
+                held.marker.write(live.changed().pack())
+            if live.marker.tick < END_OF_TIME:
+                tick.set(Timestamp(micros=live.marker.tick + self._rules.lateness))
+        self._live.give(bucket, live)
+        return (beam.pvalue.TaggedOutput(FINAL, (bucket, final)) for final in finals)
+
+    def ended(self, bucket: int, timestamp: Timestamp, held: Held, tick: Any) -> Iterator[Any]:
+        """The input has ended: gives out everything."""
+        self._oldest = min(self._oldest, timestamp)
+        live = self._copy(bucket, held.marker.read(), held)
+        cells = self._flushed(live, held)
+        finals = live.advance(END_OF_TIME)
+        live.no_tick()
+        tick.clear()
+        held.marker.write(live.changed().pack())
+        self._live.give(bucket, live)
+        yield from cells
+        yield from (beam.pvalue.TaggedOutput(FINAL, (bucket, final)) for final in finals)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """Gives out the counters."""
+        if self._stats:
+            yield self.at_end(STATS, (self._job, json.dumps(self._stats)))
+
+    def at_end(self, tag: str, value: Any) -> Any:
+        """An output of finish_bundle, no later than what the bundle was made of."""
+        oldest = self._oldest if self._oldest < MAX_TIMESTAMP else Timestamp(micros=0)
+        return beam.pvalue.TaggedOutput(tag, GlobalWindows.windowed_value(value, oldest))
+
+    def _copy(self, bucket: int, known: bytes | None, held: Held) -> Any:
+        if not known:
+            return self.KIND.new(self._rules)
+        marker = Marker.unpack(known)
+        live = self._live.take(bucket, marker)
+        if live is None:
+            live = self.KIND.restore(self._rules, marker, b"".join(held.snapshot.read()) or None, held.deltas.read())
+            self._restored.inc()
+            self._stats[metric_names.STATE_RESTORED] += 1
+        return live
+
+    def _flushed(self, live: Bucket, held: Held) -> list[pa.RecordBatch]:
+        if not live.is_dirty:
+            return []
+        cells = live.flush()
+        if live.wants_snapshot:
+            data = live.snapshot()
+            held.snapshot.clear()
+            held.snapshot.add(data)
+            held.deltas.clear()
+            self._state_bytes.update(len(data))
+        held.marker.write(live.changed().pack())
+        return cells

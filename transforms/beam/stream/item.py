@@ -1,0 +1,45 @@
+"""Buckets of items: what their users' buckets let through is counted; it is neither late nor a copy."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.keys import hash64_column
+from schemas.stream_cells import PANE
+from transforms.accumulators.events import Events
+from transforms.accumulators.stream.item import ItemState
+from transforms.beam.stream.state import Bucket, Rules, groups_of
+from transforms.beam.stream.wire import unpack_parts
+
+
+class ItemBucket(Bucket):
+    """The items of a bucket; an element is two packed parts (wire.pack_parts): events, and changes of pairs."""
+
+    ENTITY = "item"
+    state: ItemState
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__(rules, ItemState(groups_of(ItemState, rules.groups)))
+
+    @classmethod
+    def new(cls, rules: Rules) -> Self:
+        """See Bucket."""
+        return cls(rules)
+
+    def take(self, message: bytes) -> int:
+        """Adds a message; returns its rows."""
+        events, changed = unpack_parts(message)
+        if events is not None:
+            self.state.add(Events(events))
+            self.touch(hash64_column(events.column("item_id")), events.column("occurred_at").cast(pa.int64()).to_numpy())
+        if changed is not None:
+            self.state.add_pairs(changed)
+            self.touch(hash64_column(changed.column("item_id")), changed.column("pane").to_numpy() * np.int64(PANE))
+        return sum(part.num_rows for part in (events, changed) if part is not None)
+
+    def replay(self, payload: bytes) -> None:
+        """See Bucket."""
+        self.take(payload)
