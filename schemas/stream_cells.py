@@ -111,7 +111,7 @@ def extract_rings(group: str, cells: Sequence[bytes], t: int) -> Ints:
     """Feature values as of t (microseconds) of n ring cells, (n, features of the group in order); raises CellError."""
     ring = RINGS[group]
     first, counts = decode_rings(group, cells)
-    return window_sums(first, counts, t // ring.step, ring.windows).reshape(len(cells), -1)
+    return window_sums(first, counts, t // ring.step, ring.windows).reshape(len(cells), counts.shape[2] * len(ring.windows))
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,8 @@ def decode_decayed(cell: bytes) -> Decayed:
     found = Decayed(last, ids, np.frombuffer(cell, "<u2", entries, at),
                     np.frombuffer(cell, np.uint8, entries, at + 2 * entries),
                     np.frombuffer(cell, "<i4", entries, at + 3 * entries))
+    if abs(last) > 1 << 53:
+        raise CellError(f"{last} is no pane")
     if entries and (int(found.index.max()) >= count or int(found.age.max()) >= DECAY_PANES):
         raise CellError("an entry of a decayed cell names no id or no pane of its window")
     return found
@@ -236,8 +238,12 @@ def decode_suppression(cell: bytes) -> int:
 def extract(group: str, cell: bytes, t: int) -> dict[str, float | Listed]:
     """Features of a stream group by name from its cell as of t (microseconds); raises CellError.
 
-    A feature that is left out, or NaN, has its default.
+    A feature that is left out, or NaN, has its default. An unknown group raises KeyError.
     """
+    if group_of(group).source != "stream":
+        raise KeyError(f"no stream group {group!r}")
+    if len(cell) >= HEADER_BYTES and int.from_bytes(cell[2:4], "little") != group_of(group).id:
+        raise CellError(f"a cell of another group than {group}")
     if group in RINGS:
         values = extract_rings(group, [cell], t)[0]
         return {f.name: float(v) for f, v in zip(features_of(group), values.tolist(), strict=False)}
@@ -251,6 +257,4 @@ def extract(group: str, cell: bytes, t: int) -> dict[str, float | Listed]:
     times = np.zeros(len(ids), np.int64)
     if group == "user_preference":
         return {"category_preference": (ids, times, (score / max(1, int(score.sum()))).astype(np.float32))}
-    if group == "item_cooccurring":
-        return {"recent_cooccurring_items": (ids, times, (score / DECAY_ONE).astype(np.float32))}
-    raise KeyError(f"no stream group {group!r}")
+    return {"recent_cooccurring_items": (ids, times, (score / DECAY_ONE).astype(np.float32))}

@@ -65,7 +65,8 @@ def ring_cells(group: str, rings: RingColumns, names: Names) -> Cells:
 def ring_features(group: str, rings: RingColumns, names: Names, t: int) -> Extract:
     """Feature values as of t."""
     ring = RINGS[group]
-    sums = window_sums(rings.first, rings.counts, t // ring.step, ring.windows).reshape(len(rings.codes), -1)
+    sums = window_sums(rings.first, rings.counts, t // ring.step, ring.windows).reshape(
+        len(rings.codes), rings.counts.shape[2] * len(ring.windows))
     return Extract(names.ids(rings.codes), {f.name: sums[:, i].astype(float) for i, f in enumerate(features_of(group))})
 
 
