@@ -108,7 +108,7 @@ class Cluster:
             # Without a finished bundle before each checkpoint first elements can vanish silently.
             flags += ["--streaming", f"--checkpointing_interval={checkpoint_ms}", "--finish_bundle_before_checkpointing",
                       "--number_of_execution_retries=10", "--execution_retry_delay=1000",
-                      "--externalized_checkpoints_enabled=true", "--retain_externalized_checkpoints_on_cancellation=true"]
+                      "--externalized_checkpoints_enabled", "--retain_externalized_checkpoints_on_cancellation"]
         if savepoint is not None:
             flags.append(f"--savepoint_path=file://{savepoint.absolute()}")
         return flags

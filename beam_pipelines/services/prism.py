@@ -57,7 +57,7 @@ class Prism(OneProcess):
     @property
     def environment(self) -> dict[str, str]:
         """What a shell exports to use it."""
-        return {"BEAMREC_JOB_ENDPOINT": self.address}
+        return {"BEAMREC_PRISM": self.address}
 
     @classmethod
     def found(cls, directory: Path) -> Prism | None:
