@@ -17,7 +17,7 @@ TRAIN = [
     "tensorflow-recommenders>=0.7.7,<0.8",
     "scann>=1.4.2,<1.5",
 ]
-SERVE = ["fastapi>=0.163", "granian>=2"]
+SERVE = ["fastapi>=0.163", "granian>=2", "uvloop>=0.21; sys_platform != 'win32'", "fastavro>=1.13"]
 DEV = ["pytest>=9", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14", "mypy>=1.18", "duckdb>=2", "httpx>=0.28", "uv>=0.9"]
 
 PACKAGES = ("schemas", "transforms", "models", "beam_pipelines", "serving", "benchmarks")
@@ -31,7 +31,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
-    package_data={"schemas.avro": ["*.avsc"]},
+    package_data={"schemas.avro": ["*.avsc"], "serving.clients": ["*.js"]},
     install_requires=["numpy>=2.3", "pyarrow>=21", "xxhash>=3.6", "msgspec>=0.20", "rich>=14", "numba>=0.63"],
     extras_require={"batch": BATCH, "stream": STREAM, "train": TRAIN, "serve": SERVE, "dev": DEV,
                     "all": [*TRAIN, *STREAM, *SERVE]},

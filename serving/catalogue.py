@@ -52,7 +52,7 @@ class Catalogue:
         if missing:
             rows = store.read_features([row_key(ITEM, i) for i in missing], "meta", [GROUP])
             for item_id, cells in zip(missing, rows, strict=True):
-                entry = _decode(cells[GROUP].value) if GROUP in cells else None
+                entry = decode_item(cells[GROUP].value) if GROUP in cells else None
                 if entry is not None:
                     found[item_id] = entry
                 self._cache.pop(item_id, None)  # re-inserted at the end: the front of the dict is the oldest
@@ -62,7 +62,8 @@ class Catalogue:
         return found
 
 
-def _decode(value: bytes) -> CatalogueItem | None:
+def decode_item(value: bytes) -> CatalogueItem | None:
+    """A catalogue entry, None when its bytes are none."""
     try:
         return _decoder.decode(value)
     except msgspec.DecodeError:

@@ -1,0 +1,99 @@
+"""Takes events over HTTP and answers once the event log has them; needs neither Beam nor TensorFlow.
+
+  beamrec collect                                     http://127.0.0.1:8000, into the local log WORKSPACE/log
+  beamrec collect --log kafka://127.0.0.1:9092/events[?client=FILE]
+  curl http://127.0.0.1:8000/v1/events -d '{"user_id":"u1","item_id":"i1","event_type":"click"}'
+
+POST /v1/events       one event, an array, or {"events": [...]}: up to 1,000 events and 1 MiB
+  user_id, event_type   required; item_id too, but for a signup
+  event_id              yours, so that sending again is harmless; or send the header Idempotency-Key; else one is made
+  occurred_at           RFC 3339 with an offset, or milliseconds since 1970 (microseconds from 10^14 on); default: now.
+                        Send it with your event_id, else a retry is a copy only at the same collector
+  surface device session_id page_position request_id model_version dwell_ms value categories price country os referrer
+  attributes            text to text, for whatever else you have: an unknown field is refused
+  Categories and price that are not sent are taken from the catalogue (PUT /v1/items, or an import).
+PUT /v1/items/ID, PUT /v1/users/ID   the whole item or user; the newest updated_at wins (default: now)
+GET /healthz  GET /readyz  GET /metrics (Prometheus)  GET /client.js (for browsers; serving.clients.events for Python)
+
+202  {"accepted", "rejected", "events": [{"event_id", "status", "reason", "detail"}]} in the order sent; the log has them
+422  no event is valid; what is rejected is kept, with its reason, in the log of dead letters LOG-dead
+413  too large    429, 503  busy, or the log is away: send again after Retry-After what is not "accepted", with its event_id
+
+A purchase also hides its item from its user at once, in the store. Items and users go to the logs LOG-items and LOG-users.
+A local log has one writing process; --workers is for Kafka. SIGTERM or Ctrl-C ends what was begun: nothing accepted is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import logging.config
+import os
+
+from beam_pipelines.cli.serve import _port
+from beam_pipelines.errors import UserError
+from beam_pipelines.options import Config, add_common_flags
+from serving.stores import StoreUriError, open_store
+from serving.stores.base import StoreError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``collect``."""
+    parser.add_argument("--log", metavar="URI",
+                        help="dir:PATH or kafka://HOST:PORT/TOPIC[?client=FILE] (default: dir:WORKSPACE/log)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for all)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that answer, above 1 with Kafka only (default: 1)")
+    parser.add_argument("--partitions", type=int, default=4, metavar="N", help="of a log that is not there yet (default: 4)")
+    parser.add_argument("--linger-ms", type=float, default=3.0, metavar="MS",
+                        help="how long an event waits for others to share its record (default: 3)")
+    parser.add_argument("--max-waiting", type=int, default=100_000, metavar="N",
+                        help="events that may wait for the log before 429 (default: 100000)")
+    parser.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN",
+                        help="web origin whose pages may post, such as https://shop.example; repeatable; '*' for all")
+    parser.add_argument("--no-store", action="store_true", help="neither stamp from the catalogue nor suppress")
+    add_common_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collects until SIGTERM or SIGINT."""
+    for package in ("granian", "fastavro"):  # granian would only tell from inside a worker
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    from granian import Granian
+    from granian.constants import Interfaces, Loops
+
+    from serving.collector.settings import CollectorSettings, creating
+    from serving.eventlog import LogError, open_log
+    from serving.logs import LOGGER, log_config
+
+    config = Config.from_args(args)
+    for name, value, low, high in (("port", args.port, 0, 65535), ("workers", args.workers, 1, 64),
+                                   ("partitions", args.partitions, 1, 1024), ("linger-ms", args.linger_ms, 0, 1000),
+                                   ("max-waiting", args.max_waiting, 1, 10_000_000)):
+        if not low <= value <= high:
+            raise UserError(f"--{name} is a number from {low} to {high}, not {value}")
+    uri = args.log or f"dir:{config.workspace.root / 'log'}"
+    if args.workers > 1 and uri.startswith("dir:"):
+        raise UserError("--workers above 1 needs Kafka: one process writes a local log")
+    store = None if args.no_store else config.store
+    try:
+        if store is not None:
+            open_store(store).close()
+        open_log(creating(uri, args.partitions)).close()
+    except (LogError, StoreUriError) as error:
+        raise UserError(str(error)) from error
+    except StoreError as error:
+        raise UserError(f"--store: {error}; --no-store does without") from error
+    config.workspace.run_clock()
+    port = _port(args.host, args.port)
+    settings = CollectorSettings(uri, store, args.partitions, args.linger_ms, args.max_waiting, tuple(args.cors_origin))
+    os.environ.update(settings.to_env())
+    logging.config.dictConfig(log_config())
+    log = logging.getLogger(LOGGER)
+    log.info("listening", extra={"fields": {"url": f"http://{args.host}:{port}", "log": uri.partition("?")[0]}})
+    Granian("serving.collector.app:create_app", factory=True, address=args.host, port=port, interface=Interfaces.RSGI,
+            workers=args.workers, websockets=False, respawn_failed_workers=True, workers_kill_timeout=30,
+            loop=Loops.uvloop if importlib.util.find_spec("uvloop") else Loops.auto, log_dictconfig=log_config()).serve()
+    return 0

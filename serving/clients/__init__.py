@@ -1,0 +1,1 @@
+"""Clients of the collector: client.js for browsers, events for Python."""

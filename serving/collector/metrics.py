@@ -1,0 +1,92 @@
+"""What the collector counts, and its Prometheus text. Plain integers: one process, one event loop."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from schemas import metric_names as names
+from serving.eventlog.base import LogError
+from serving.logs import LOGGER
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Histogram:
+    """Durations in seconds, by buckets."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_SECONDS) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Counts one."""
+        self._counts[bisect_left(_SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def lines(self, name: str) -> Iterator[str]:
+        """As Prometheus has it: cumulative."""
+        yield f"# TYPE {name} histogram"
+        total = 0
+        for bound, count in zip((*map(str, _SECONDS), "+Inf"), self._counts, strict=True):
+            total += count
+            yield f'{name}_bucket{{le="{bound}"}} {total}'
+        yield f"{name}_sum {self._sum:.6f}"
+        yield f"{name}_count {total}"
+
+
+class Counters:
+    """Counts of one worker."""
+
+    def __init__(self) -> None:
+        self.accepted: Counter[tuple[str, str]] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.suppressions: Counter[str] = Counter()
+        self.upserts: Counter[str] = Counter()
+        self.packs = self.pack_events = self.log_failures = self.stamp_failures = 0
+        self.seconds, self.commit_seconds = Histogram(), Histogram()
+        self.gauges: dict[str, Callable[[], float]] = {}
+
+    def packed(self, events: int, seconds: float, error: LogError | None) -> None:
+        """A pack was answered."""
+        self.packs += 1
+        self.pack_events += events
+        self.commit_seconds.add(seconds)
+        if error is not None:
+            self.log_failures += 1
+
+    def log_failure(self, what: str, error: Exception) -> None:
+        """A failure that nobody expects: with its trace into the log."""
+        logging.getLogger(LOGGER).error(f"{what} failed", exc_info=error)
+
+    def text(self) -> str:
+        """The Prometheus text format."""
+        lines: list[str] = []
+        lines += _labelled(names.COLLECT_ACCEPTED, ("event_type", "device"), self.accepted)
+        lines += _labelled(names.COLLECT_REJECTED, ("reason",), {(k,): v for k, v in self.rejected.items()})
+        lines += _labelled(names.COLLECT_REQUESTS, ("route", "status"), self.requests)
+        lines += _labelled(names.COLLECT_SUPPRESSIONS, ("outcome",), {(k,): v for k, v in self.suppressions.items()})
+        lines += _labelled(names.COLLECT_UPSERTS, ("entity",), {(k,): v for k, v in self.upserts.items()})
+        for name, value in ((names.COLLECT_PACKS, self.packs), (names.COLLECT_PACK_EVENTS, self.pack_events),
+                            (names.COLLECT_LOG_FAILURES, self.log_failures),
+                            (names.COLLECT_STAMP_FAILURES, self.stamp_failures)):
+            lines += [f"# TYPE {name} counter", f"{name} {value}"]
+        for name, gauge in self.gauges.items():
+            lines += [f"# TYPE {name} gauge", f"{name} {gauge():g}"]
+        lines += self.seconds.lines(names.COLLECT_SECONDS)
+        lines += self.commit_seconds.lines(names.COLLECT_COMMIT_SECONDS)
+        return "\n".join(lines) + "\n"
+
+
+def _labelled(name: str, labels: tuple[str, ...], counts: dict) -> Iterator[str]:
+    yield f"# TYPE {name} counter"
+    for values, count in sorted(counts.items()):
+        said = ",".join(f'{label}="{_escape(str(value))}"' for label, value in zip(labels, values, strict=True))
+        yield f"{name}{{{said}}} {count}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
