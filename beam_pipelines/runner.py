@@ -16,9 +16,14 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Resource module is not available")
 
 
+def quiet_logs() -> None:
+    """Leaves out what Beam logs by mistake."""
+    logging.getLogger().addFilter(_is_news)
+
+
 def pipeline(config: Config, name: str) -> beam.Pipeline:
     """A pipeline on the config's runner: ``with pipeline(config, "features") as p: ...``."""
-    logging.getLogger().addFilter(_is_news)
+    quiet_logs()
     flags = [f"--job_name=beamrec-{name}", *config.beam_args]
     if config.runner == "direct":
         return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(flags))

@@ -39,6 +39,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("import", "import_data", "import movielens or globo data into the lake", "events in"),
     Command("lake", "lake", "write an event log into the lake, a commit a minute", "events in"),
     Command("collect", "collect", "take events over HTTP into the event log: POST /v1/events", "events in"),
+    Command("stream", "stream", "keep stream features fresh to the second from an event log", "jobs"),
     Command("run", "daily", "the daily run: every step below, each skipped when already done, resumed after a crash", "jobs"),
     Command("features", "features", "compute batch features as of a time; 'features list' prints the registry", "jobs"),
     Command("train", "train", "build examples, run tf.Transform, train and export the two-tower model", "jobs"),

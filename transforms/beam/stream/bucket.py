@@ -1,4 +1,4 @@
-"""Bucket states in Beam: per bucket a marker, a bag of deltas and a snapshot, three timers, and the live copies of a process."""
+"""Bucket states in Beam: per bucket a marker, a bag of deltas, a snapshot and three timers; and a process's live copies."""
 
 from __future__ import annotations
 

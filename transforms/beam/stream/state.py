@@ -100,8 +100,8 @@ class Marker:
     def unpack(cls, data: bytes) -> Marker:
         """The marker of ``pack``; raises StateLayoutError."""
         if data[:1] != bytes([LAYOUT]) or len(data) != _MARKER.size:
-            raise StateLayoutError(f"the state of this stream has layout {data[0] if data else 'none'}, this version reads layout "
-                                   f"{LAYOUT}; drain it with the version that wrote it, or start anew and replay the log")
+            raise StateLayoutError(f"the state of this stream has layout {data[0] if data else 'none'}, this version reads "
+                                   f"layout {LAYOUT}; start anew, without --resume, and the log is read again")
         return cls(*_MARKER.unpack(data)[1:])
 
 
@@ -282,7 +282,7 @@ class Bucket:
 
     @property
     def wants_snapshot(self) -> bool:
-        """Whether the deltas have grown enough to be folded: so often that restoring is short, so rarely that little is rewritten."""
+        """Whether the deltas are to be folded: so often that restoring is short, so rarely that little is rewritten."""
         marker = self.marker
         return marker.deltas >= _MOST_DELTAS or (marker.deltas >= _SNAPSHOT_DELTAS and
                                                  4 * marker.delta_bytes >= self.snapshot_bytes)

@@ -1,0 +1,215 @@
+"""Keep features fresh to the second: read an event log without end, write what changed to the store.
+
+  beamrec stream --log dir:PATH                        on Prism, started for the job; Ctrl-C ends it
+  beamrec stream --log kafka://127.0.0.1:9092/events --runner flink
+                                                       on the Flink cluster of 'beamrec services up kafka flink'
+  beamrec stream --log URI --until-end                 what the log holds now, then end
+  beamrec stream --status                              watermark, events, copies, late ones, cells written
+  beamrec stream --drain                               stop the job on Flink with a savepoint
+  beamrec stream --log URI --runner flink --resume     go on from the newest complete checkpoint or savepoint
+
+Events are validated, freed of copies (the same event_id within the allowed lateness) and counted in 5-minute panes of event
+time: counts, sessions, preference and recent items of users; popularity and co-occurrence of items. A second after an entity
+changed, its whole cells are written, so readers slide windows and end sessions without a write. An event more than --lateness
+after its pane is left to the batch: it is in the lake, and counted here by type and surface.
+
+Runners: prism (one machine, no Java), flink (checkpoints, --resume, --drain), direct (in this process, with --until-end), or
+any runner of Beam; flags that this command does not know go to Beam.
+
+The status row is written every second; 'beamrec show' and the API take stream values only while it is young. With --audit, the
+panes, sessions and minutes that can change no more go to DIR as Parquet, each once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from beam_pipelines.errors import UserError
+from beam_pipelines.options import Config, StreamConfig, add_common_flags
+from schemas.metric_names import CELLS_WRITTEN, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, EVENTS_READ
+
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``beamrec stream``."""
+    parser.add_argument("--log", metavar="URI", help="dir:PATH or kafka://HOST:PORT/TOPIC[?client=FILE]")
+    parser.add_argument("--name", default="stream", help="of the job: its status row and checkpoints (default: stream)")
+    parser.add_argument("--from", dest="start", default="earliest", metavar="WHERE",
+                        help="earliest, latest, a date or time, or a JSON file of {partition: offset} (default: earliest)")
+    parser.add_argument("--until-end", action="store_true", help="read what the log holds now, then end")
+    parser.add_argument("--lateness", default="1h", metavar="T", help="how late an event still corrects values (default: 1h)")
+    parser.add_argument("--watermark-delay", default="10s", metavar="T",
+                        help="how far event time stays behind the newest event (default: 10s)")
+    parser.add_argument("--flush", default="1s", metavar="T", help="from a change to its write (default: 1s)")
+    parser.add_argument("--readers", type=int, default=2, help="parallel readers of the log (default: 2)")
+    parser.add_argument("--user-buckets", type=int, default=16, help="hash shards of users' state (default: 16)")
+    parser.add_argument("--item-buckets", type=int, default=8, help="hash shards of items' state (default: 8)")
+    parser.add_argument("--groups", nargs="+", metavar="GROUP", help="stream feature groups to compute (default: all)")
+    parser.add_argument("--audit", metavar="DIR", help="write final panes, sessions and minutes there, as Parquet")
+    parser.add_argument("--store-wait", default="5m", metavar="T", help="how long a store may be away (default: 5m)")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus while the job runs")
+    flink = parser.add_argument_group("Flink")
+    flink.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint or savepoint")
+    flink.add_argument("--drain", action="store_true", help="stop the running job with a savepoint")
+    flink.add_argument("--detach", action="store_true", help="return once it is submitted; it runs on")
+    flink.add_argument("--job-endpoint", metavar="HOST:PORT", help="Beam's job server, when not of 'beamrec services'")
+    flink.add_argument("--checkpoints", metavar="DIR",
+                       help="where the cluster keeps checkpoints, when not of 'beamrec services'")
+    flink.add_argument("--checkpoint-every", default="2s", metavar="T", help="between checkpoints (default: 2s)")
+    parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: WORKSPACE/services)")
+    parser.add_argument("--status", action="store_true", help="print the status row of the job and end")
+    add_common_flags(parser)
+
+
+def seconds(text: str) -> float:
+    """Seconds of 10, 10s, 5m, 1h or 1d; raises UserError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
+    if found is None or (found[2] or "s") not in _UNITS:
+        raise UserError(f"{text!r} is no length of time; write 10s, 5m, 1h or 1d")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def start_of(text: str) -> Any:
+    """What --from says, as StreamConfig.start; raises UserError."""
+    from beam_pipelines.cli.features import parse_time
+
+    if text in ("earliest", "latest"):
+        return text
+    if text.endswith(".json"):
+        try:
+            return tuple(sorted((int(p), int(o)) for p, o in json.loads(Path(text).read_text()).items()))
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"--from {text}: a JSON object of partitions and offsets is needed: {error}") from error
+    return parse_time(text)
+
+
+def config_of(args: argparse.Namespace) -> StreamConfig:
+    """The parsed flags."""
+    common = Config.from_args(args)
+    if args.runner is None:
+        common = Config.from_args(argparse.Namespace(**{**vars(args), "runner": "prism"}))
+    for name in ("user_buckets", "item_buckets"):
+        if (n := getattr(args, name)) < 1 or n & (n - 1):
+            raise UserError(f"--{name.replace('_', '-')} is a power of two, not {n}")
+    lateness = seconds(args.lateness)
+    if lateness != int(lateness):
+        raise UserError("--lateness is in whole seconds")
+    return StreamConfig(
+        common, _absolute(args.log) if args.log else "", args.name, start_of(args.start), args.until_end, int(lateness),
+        seconds(args.watermark_delay), seconds(args.flush), args.readers, args.user_buckets, args.item_buckets,
+        tuple(args.groups) if args.groups else None, Path(args.audit).absolute() if args.audit else None,
+        store_wait_s=seconds(args.store_wait), metrics_port=args.metrics_port)
+
+
+def _absolute(log: str) -> str:
+    """A local log's path means the same in every worker."""
+    if not log.startswith("dir:"):
+        return log
+    path, _, query = log.removeprefix("dir:").partition("?")
+    return f"dir:{Path(path).absolute()}" + (f"?{query}" if query else "")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    config = config_of(args)
+    if args.status:
+        return _status(args, config)
+    if args.drain:
+        return _drain(args, config)
+    if not args.log:
+        raise UserError("--log is needed: dir:PATH or kafka://HOST:PORT/TOPIC")
+    return _run(args, config)
+
+
+def _run(args: argparse.Namespace, config: StreamConfig) -> int:
+    import logging
+
+    from beam_pipelines.cli.main import print_json
+    from beam_pipelines.jobs.stream_metrics import serving_metrics
+    from beam_pipelines.jobs.stream_run import launched
+    from beam_pipelines.progress import Stage
+    from beam_pipelines.runner import quiet_logs
+    from serving.eventlog import LogError, open_log
+
+    quiet_logs()
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        open_log(config.log).close()
+    except LogError as error:
+        raise UserError(str(error)) from error
+    services = Path(args.services).absolute() if args.services else None
+    began = time.time()
+    with launched(config, args.resume, services, args.job_endpoint, Path(args.checkpoints) if args.checkpoints else None,
+                  seconds(args.checkpoint_every)) as job:
+        if args.detach:
+            print_json({"job": config.name, "flink_job": job.flink_job}) if args.json else print(f"{config.name} runs on")
+            return 0
+        with Stage(f"stream {config.name}", quiet=config.common.quiet) as stage, serving_metrics(config.metrics_port, job):
+            seen = 0
+
+            def tell(status: dict[str, Any]) -> None:
+                nonlocal seen
+                if status["written_at"] < began * 1e6:
+                    return
+                read = status["counters"].get(EVENTS_READ, 0)
+                stage.advance(read - seen, note=_line(status))
+                seen = read
+
+            job.wait(tell)
+        status = job.status() or {}
+    if args.json:
+        print_json(status)
+    elif status:
+        print(_report(status))
+    return 0
+
+
+def _status(args: argparse.Namespace, config: StreamConfig) -> int:
+    from beam_pipelines.cli.main import print_json
+    from beam_pipelines.jobs.stream_run import status_of
+
+    status = status_of(config)
+    if status is None:
+        raise UserError(f"no job {config.name} has written to {config.common.store}")
+    print_json(status) if args.json else print(_report(status))
+    return 0
+
+
+def _drain(args: argparse.Namespace, config: StreamConfig) -> int:
+    from beam_pipelines.cli.main import print_json
+    from beam_pipelines.jobs.stream_run import drain
+
+    folder = drain(config, Path(args.services).absolute() if args.services else None)
+    print_json({"job": config.name, "savepoint": str(folder)}) if args.json else print(f"stopped; savepoint {folder}")
+    return 0
+
+
+def _time(micros: int | None) -> str:
+    from transforms.ingest import END_OF_TIME
+
+    if micros is None:
+        return "unknown"
+    return "the end" if micros >= END_OF_TIME else f"{datetime.fromtimestamp(micros / 1e6, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _line(status: dict[str, Any]) -> str:
+    return f"event time {_time(status['watermark'])}, {status['counters'].get(CELLS_WRITTEN, 0)} cells"
+
+
+def _report(status: dict[str, Any]) -> str:
+    counters = dict(status["counters"])
+    age = time.time() - status["written_at"] / 1e6
+    lines = [f"event time    {_time(status['watermark'])}",
+             f"written       {age:.0f} s ago" + (", the job has ended" if status["ended"] else ""),
+             f"run           {status['run']}"]
+    first = (EVENTS_READ, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, CELLS_WRITTEN)
+    names = [*first, *sorted(n for n in counters if n not in first)]
+    lines += [f"{name:<40} {counters[name]:>14,}" for name in names if name in counters]
+    return "\n".join(lines)

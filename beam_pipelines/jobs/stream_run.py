@@ -1,0 +1,259 @@
+"""Submitting the streaming job to a runner, going on from a checkpoint, draining it, and following it while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineState
+
+from beam_pipelines.errors import UserError
+from beam_pipelines.io.stream_status import read_status
+from beam_pipelines.jobs.stream import construct
+from beam_pipelines.options import StreamConfig
+from schemas.workspace import Workspace, write_atomically
+from serving.stores import StoreError, open_store
+from transforms.beam.stream.state import LAYOUT
+
+RUNNERS = ("prism", "flink", "direct")
+_ALIASES = {"PrismRunner": "prism", "FlinkRunner": "flink", "DirectRunner": "direct"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a checkpoint can only be resumed with: it is in the state's keys or layout."""
+
+    log: str
+    readers: int
+    user_buckets: int
+    item_buckets: int
+    layout: int = LAYOUT
+
+    @classmethod
+    def of(cls, config: StreamConfig) -> Shape:
+        """The shape of a configuration."""
+        return cls(config.log, config.readers, config.user_buckets, config.item_buckets)
+
+
+@dataclass
+class Record:
+    """What a workspace knows of a job that has run: where its checkpoints are and what they fit.
+
+    Attributes:
+      shape: of the runs so far.
+      jobs: Flink's ids of them, oldest first.
+      savepoint: the folder that the last drain wrote.
+    """
+
+    shape: dict[str, Any]
+    jobs: list[str] = field(default_factory=list)
+    savepoint: str | None = None
+
+    @staticmethod
+    def path(workspace: Workspace, name: str) -> Path:
+        """Its file."""
+        return workspace.root / "streams" / f"{name}.json"
+
+    @classmethod
+    def read(cls, workspace: Workspace, name: str) -> Record | None:
+        """The record of a job; None when it never ran."""
+        try:
+            return cls(**json.loads(cls.path(workspace, name).read_text()))
+        except FileNotFoundError:
+            return None
+
+    def write(self, workspace: Workspace, name: str) -> None:
+        """Keeps it."""
+        write_atomically(self.path(workspace, name), json.dumps(asdict(self)).encode())
+
+
+def runner_of(name: str) -> str:
+    """One of RUNNERS; takes Beam's names too. Any other name is a runner of Beam itself."""
+    return _ALIASES.get(name, name)
+
+
+@dataclass
+class Running:
+    """A submitted job. ``wait`` returns when it has ended, and raises what failed it."""
+
+    config: StreamConfig
+    result: Any
+    started: float = field(default_factory=time.monotonic)
+    flink_job: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return bool(PipelineState.is_terminal(self.result.state))
+
+    def status(self) -> dict[str, Any] | None:
+        """Its status row, None before the first."""
+        return status_of(self.config)
+
+    def wait(self, tell: Callable[[dict[str, Any]], None] | None = None, seconds: float | None = None) -> str:
+        """Follows the job to its end, or for so long.
+
+        Args:
+          tell: called about once a second with the status row.
+          seconds: None for ever.
+
+        Returns:
+          Beam's name of its state.
+
+        Raises:
+          RuntimeError: the job failed.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        while not self.ended and (until is None or time.monotonic() < until):
+            time.sleep(0.2 if tell is None else 1.0)
+            if tell is not None and (status := self.status()) is not None:
+                tell(status)
+        if self.ended:
+            self.result.wait_until_finish()  # raises what failed it
+        return str(self.result.state)
+
+
+def status_of(config: StreamConfig) -> dict[str, Any] | None:
+    """The status row of a job by the store; None when it never ran on it."""
+    try:
+        store = open_store(config.common.store, create=False)
+    except StoreError:
+        return None
+    try:
+        return read_status(store, config.name)
+    finally:
+        store.close()
+
+
+def submit(config: StreamConfig, flags: list[str]) -> Running:
+    """Builds the job and hands it to the runner that the flags name; direct runs it here, to its end."""
+    options = PipelineOptions([*flags, *config.common.beam_args])
+    pipeline = beam.Pipeline(runner=FnApiRunner() if config.is_direct else None, options=options)
+    construct(pipeline, config)
+    return Running(config, pipeline.run())
+
+
+@contextlib.contextmanager
+def launched(config: StreamConfig, resume: bool = False, services: Path | None = None, job_endpoint: str | None = None,
+             checkpoints: Path | None = None, checkpoint_s: float = 2.0) -> Iterator[Running]:
+    """Submits the job to its runner; with Prism that lives as long as the ``with``, unless one runs already.
+
+    Args:
+      config: of the job.
+      resume: go on from the newest complete checkpoint or savepoint (Flink).
+      services: folder of ``beamrec services`` (default: WORKSPACE/services).
+      job_endpoint: HOST:PORT of a job server that is not one of ours.
+      checkpoints: where Flink keeps checkpoints, when the cluster is not one of ours.
+      checkpoint_s: between checkpoints.
+
+    Raises:
+      UserError: the runner is not there, or the state cannot be resumed.
+    """
+    space, runner = config.common.workspace, runner_of(config.common.runner)
+    services = services or space.root / "services"
+    name = f"beamrec-{config.name}"
+    if runner == "direct":
+        if not config.until_end:
+            raise UserError("--runner direct reads bounded input only: add --until-end, or take --runner prism")
+        yield submit(config, [f"--job_name={name}"])
+    elif runner == "prism":
+        from beam_pipelines.services import prism
+
+        if resume:
+            raise UserError("Prism keeps no checkpoints: --resume needs --runner flink")
+        found = prism.Prism.found(services)
+        context = contextlib.nullcontext(found) if found is not None and found.healthy() else \
+            prism.running(space.root / "scratch" / f"prism-{config.name}")
+        with context as server:
+            flags = prism.Prism(services, 0).pipeline_options(name) if server is None else server.pipeline_options(name)
+            if job_endpoint:
+                flags = [f for f in flags if not f.startswith("--job_endpoint")] + [f"--job_endpoint={job_endpoint}"]
+            yield submit(config, flags)
+    elif runner == "flink":
+        yield _on_flink(config, name, resume, services, job_endpoint, checkpoints, checkpoint_s)
+    else:
+        yield submit(config, [f"--runner={runner}", "--streaming", f"--job_name={name}",
+                              *([f"--job_endpoint={job_endpoint}"] if job_endpoint else [])])
+
+
+def cluster_of(services: Path) -> Any:
+    """The Flink cluster that runs from a services folder; raises UserError without one."""
+    from beam_pipelines.services import flink
+
+    cluster = flink.Cluster.found(services)
+    if cluster is None or not cluster.healthy():
+        raise UserError("no Flink cluster runs here: beamrec services up flink")
+    return cluster
+
+
+def _on_flink(config: StreamConfig, name: str, resume: bool, services: Path, job_endpoint: str | None,
+              checkpoints: Path | None, checkpoint_s: float) -> Running:
+    from beam_pipelines.services import flink
+
+    space = config.common.workspace
+    cluster = cluster_of(services)
+    shape, known = asdict(Shape.of(config)), Record.read(space, config.name)
+    point = None
+    if resume:
+        if known is None:
+            raise UserError(f"nothing to resume: no job {config.name} has run from this workspace")
+        differs = [key for key in shape if shape[key] != known.shape.get(key)]
+        if differs:
+            raise UserError("the checkpoints cannot be resumed: " + "; ".join(
+                f"{key} was {known.shape.get(key)!r}, now it is {shape[key]!r}" for key in differs)
+                + ". Run it as it was, or start anew (without --resume), which reads the log again")
+        folder = checkpoints or cluster.checkpoint_dir
+        found = [p for p in (flink.newest_checkpoint(folder, job) for job in known.jobs) if p is not None]
+        found += [Path(known.savepoint)] if known.savepoint and (Path(known.savepoint) / "_metadata").exists() else []
+        point = max(found, key=lambda path: (path / "_metadata").stat().st_mtime_ns, default=None)
+        if point is None:
+            raise UserError(f"no complete checkpoint of {config.name} under {folder}; start anew, without --resume")
+        _log.info("resuming from %s", point)
+    flags = cluster.pipeline_options(name, checkpoint_ms=round(checkpoint_s * 1000), savepoint=point)
+    if job_endpoint:
+        flags.append(f"--job_endpoint={job_endpoint}")
+    before = set(cluster.rest.jobs())
+    running = submit(config, flags)
+    running.flink_job = _new_job(cluster, name, before, running)
+    record = Record(shape, (known.jobs if resume and known is not None else []) + [running.flink_job or ""])
+    record.write(space, config.name)
+    return running
+
+
+def _new_job(cluster: Any, name: str, before: set[str], running: Running, seconds: float = 120.0) -> str | None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not running.ended:
+        job = cluster.rest.find(name)
+        if job is not None and job not in before:
+            return str(job)
+        time.sleep(0.2)
+    return None
+
+
+def drain(config: StreamConfig, services: Path | None = None) -> Path:
+    """Stops the job on Flink with a savepoint, from which --resume goes on; returns the savepoint's folder.
+
+    Raises:
+      UserError: no such job runs.
+    """
+    space = config.common.workspace
+    cluster = cluster_of(services or space.root / "services")
+    record = Record.read(space, config.name)
+    job = record.jobs[-1] if record is not None and record.jobs else None
+    if job is None or cluster.rest.jobs().get(job) != "RUNNING":
+        raise UserError(f"no job {config.name} of this workspace runs on Flink")
+    folder: Path = cluster.rest.savepoint(job, cluster.checkpoint_dir / "savepoints", stop=True)
+    assert record is not None
+    record.savepoint = str(folder)
+    record.write(space, config.name)
+    return folder
