@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         ended = control.down(args.names, directory)
         if args.json:
             print_json({"ended": ended})
-        elif not config.quiet:
+        else:
             print(f"ended: {', '.join(ended)}" if ended else "nothing was up")
         return 0
     if args.action == "env":

@@ -18,7 +18,7 @@ from beam_pipelines.errors import UserError
 from schemas.workspace import write_atomically
 
 MARK = "BEAMREC_SERVICE"  # children inherit it, so that none is lost however they detach
-_started: dict[int, subprocess.Popen[bytes]] = {}  # ours, to be reaped
+_started: dict[str, subprocess.Popen[bytes]] = {}  # ours by token, to be reaped
 _guards: dict[int, subprocess.Popen[bytes]] = {}  # by the pid that they watch
 
 
@@ -57,7 +57,7 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether the leader runs."""
-        child = _started.get(self.pid)
+        child = _started.get(self.token)
         if child is not None and child.poll() is not None:
             return False
         return ticks(self.pid) == self.ticks
@@ -69,7 +69,7 @@ class Process:
     def kill(self) -> None:
         """Ends the process and its children at once (SIGKILL), as a crash would; the pid file stays."""
         kill_marked(self.token)
-        _reap(self.pid)
+        _reap(self.token)
 
     def stop(self, grace: float = 10.0) -> None:
         """Ends the process: SIGTERM, after ``grace`` seconds SIGKILL, and its children with it; removes the pid file."""
@@ -121,7 +121,7 @@ def start(directory: Path, name: str, command: Sequence[str], *, ports: Mapping[
                                      env={**os.environ, **(environment or {}), MARK: token})
         except FileNotFoundError as error:
             raise UserError(f"cannot start {name}: no program {command[0]}") from error
-    _started[child.pid] = child
+    _started[token] = child
     if parent:
         _guard(token, parent)
     process = Process(name, directory, child.pid, token, time.time(), ticks(child.pid) or 0, dict(ports or {}))
@@ -192,8 +192,8 @@ def ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def _reap(pid: int) -> None:
-    child = _started.pop(pid, None)
+def _reap(token: str) -> None:
+    child = _started.pop(token, None)
     if child is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(5)
