@@ -3,6 +3,7 @@
   beamrec bench affinity [--json]      30-day category affinity of 10 M events: beamrec, Polars, PySpark, row-wise Beam
   beamrec bench incremental [--json]   the nightly run after one new day, against computing all 30 days
   beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
+  beamrec bench source [--json]        the event log: polled, decoded, through the source on Prism and Flink
 
 'beamrec bench NAME --help' shows the sizes that can be changed. Data is made once, under --work.
 """
@@ -13,7 +14,7 @@ import argparse
 import importlib
 import sys
 
-BENCHMARKS = ("affinity", "incremental", "recommend")
+BENCHMARKS = ("affinity", "incremental", "recommend", "source")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

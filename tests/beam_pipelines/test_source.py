@@ -173,7 +173,7 @@ class _WhenOver(beam.DoFn):  # type: ignore[misc]
     def __init__(self, micros: int, path: Path) -> None:
         self._micros, self._path = micros, path
 
-    def process(self, element: Any, timer: Any = beam.DoFn.TimerParam(TIMER)) -> None:  # noqa: B008
+    def process(self, element: Any, timer: Any = beam.DoFn.TimerParam(TIMER)) -> None:
         timer.set(beam.utils.timestamp.Timestamp(micros=self._micros))
 
     @beam.transforms.userstate.on_timer(TIMER)
