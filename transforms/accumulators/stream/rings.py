@@ -58,7 +58,7 @@ def ring_cells(group: str, rings: RingColumns, names: Names) -> Cells:
     """Packed rings."""
     n, size, width = rings.counts.shape
     values = packing.weave([packing.header(RING, group_of(group).id, np.full(n, size * width)), packing.fixed(rings.first),
-                            packing.fixed(rings.counts.reshape(n, -1))])
+                            packing.fixed(rings.counts.reshape(n, size * width))])
     return Cells(group, names.ids(rings.codes), values, whole_milliseconds(rings.newest))
 
 
