@@ -97,7 +97,7 @@ class Behaviour:
     def _signups(self, start: int) -> Rows:
         world = self._world
         new = np.flatnonzero((world.user_born >= start) & (world.user_born < start + DAY_MICROS))
-        return _rows(len(new), kind="signup", user=new, at=world.user_born[new], device=world.user_device[new])
+        return event_rows(len(new), kind="signup", user=new, at=world.user_born[new], device=world.user_device[new])
 
     def _sessions(self, rng: np.random.Generator, day: int, start: int) -> list[Rows]:
         world, spec = self._world, self._world.spec
@@ -209,8 +209,8 @@ class Behaviour:
         n = len(bot)
         rank = np.arange(n) - np.repeat(np.cumsum(clicks) - clicks, clicks)
         at = start + rng.integers(0, 20 * HOUR, spec.bots)[bot] + rank * SECOND
-        return _rows(n, kind="click", user=spec.users + bot, item=rng.choice(alive, n), at=at, dwell=np.full(n, 40, np.int32),
-                     session=(day + 1) * ORDERED - 1 - bot, device=np.ones(n, np.int8))
+        return event_rows(n, kind="click", user=spec.users + bot, item=rng.choice(alive, n), at=at,
+                          dwell=np.full(n, 40, np.int32), session=(day + 1) * ORDERED - 1 - bot, device=np.ones(n, np.int8))
 
     def _delays(self, rng: np.random.Generator, rows: Rows, start: int) -> tuple[Rows, int]:
         """Sets when each row is ingested; drops what an outage swallows."""
@@ -288,8 +288,9 @@ def _after(rows: Rows, kind: str, delay: int | I64) -> Rows:
     return made
 
 
-def _rows(n: int, kind: str, user: npt.NDArray[np.integer], at: I64, item: npt.NDArray[np.integer] | None = None,
-          dwell: I32 | None = None, session: I64 | None = None, device: npt.NDArray[np.int8] | None = None) -> Rows:
+def event_rows(n: int, kind: str, user: npt.NDArray[np.integer], at: I64, item: npt.NDArray[np.integer] | None = None,
+               dwell: I32 | None = None, session: I64 | None = None, device: npt.NDArray[np.int8] | None = None) -> Rows:
+    """n events of one type; what is not given is absent."""
     none64 = np.full(n, -1, np.int64)
     return Rows(
         number=none64, kind=np.full(n, CODES[kind], np.int8), user=user.astype(np.int32),
