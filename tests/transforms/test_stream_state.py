@@ -1,4 +1,4 @@
-"""The bucket engine: failed bundles and dead workers change nothing; copies and late events are told apart; state is bounded."""
+"""The bucket engine: failed bundles and dead workers change nothing; copies and late events are told apart."""
 
 from __future__ import annotations
 
