@@ -142,8 +142,8 @@ def _pump(live: LiveWorld, columns: EventColumns, pace: Pace, stop: threading.Ev
 
 
 def _hand_over(table: pa.Table, waiting: queue.Queue[pa.Table | None], stop: threading.Event, end: float | None) -> None:
-    """Waits for room, until the end: a slow collector slows the sending down, nothing piles up."""
-    while not stop.is_set() and (end is None or time.monotonic() < end + 0.2):
+    """Waits for room, until DRAIN_S after the end: a slow collector slows the sending down, nothing piles up."""
+    while not stop.is_set() and (end is None or time.monotonic() < end + DRAIN_S):
         try:
             waiting.put(table, timeout=0.2)
             return
