@@ -85,7 +85,7 @@ def make_examples(config: Config, lake: Lake, folder: Path, until: int, split_at
         (folder / part).mkdir(parents=True)
     catalogue, snapshots = folder / "catalogue.parquet", folder / "item_snapshots.parquet"
     pq.write_table(_catalogue(lake), catalogue)
-    found = item_snapshots(lake, until)
+    found = _published_by(item_snapshots(lake, until), until)
     pq.write_table(found, snapshots)
     files = [("events", f.path) for f in lake.files("events", end=_day_after(until))]
     files += [("user_snapshots", f.path) for f in lake.files("user_snapshots", end=_day_after(until))]
@@ -153,6 +153,13 @@ def newest_only(snapshots: pa.Table, as_of: int) -> pa.Table:
     at = newest.schema.get_field_index("published_at")
     before = pa.array(np.full(newest.num_rows, as_of - 1)).cast(newest.schema.field(at).type)
     return newest.set_column(at, "published_at", before)
+
+
+def _published_by(snapshots: pa.Table, until: int) -> pa.Table:
+    """The snapshots, none published after ``until``: no example is as late, and the hour of a night's run is no input."""
+    at = snapshots.schema.get_field_index("published_at")
+    times = pc.min_element_wise(snapshots["published_at"].cast(pa.int64()), until).cast(snapshots.schema.field(at).type)
+    return snapshots.set_column(at, "published_at", times)
 
 
 def item_snapshots(lake: Lake, until: int) -> pa.Table:

@@ -20,7 +20,7 @@ from apache_beam.testing.util import assert_that
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import Lake
-from beam_pipelines.jobs import features, train
+from beam_pipelines.jobs import features, fitting, train
 from beam_pipelines.options import Config
 from beam_pipelines.runner import pipeline
 from models.registry import ModelNotFoundError, Registry, read_vectors
@@ -28,7 +28,7 @@ from models.two_tower.config import TwoTowerConfig
 from models.two_tower.export import Scorer
 from models.two_tower.inference import UserTowerHandler, user_vectors
 from schemas.tables import USER_SNAPSHOTS
-from schemas.workspace import DAY_MICROS
+from schemas.workspace import DAY_MICROS, Workspace
 from transforms.examples import ITEM_SCHEMA, USER_SCHEMA
 
 SMALL = TwoTowerConfig(dim=16, hidden=16, batch_size=64, epochs=6, learning_rate=1e-2)
@@ -66,6 +66,18 @@ def test_same_events_in_another_order_give_the_same_version_and_the_same_bits(do
     assert (first / "items.arrow").read_bytes() == (second / "items.arrow").read_bytes()
     for name in ("metrics.json", "manifest.json"):
         assert (first / name).read_text() == (second / name).read_text()
+
+
+def test_the_hour_of_a_nights_run_is_no_input(tmp_path, monkeypatch):
+    prints = set()
+    for hour in (1, 2):
+        config = world.make(tmp_path / str(hour))
+        monkeypatch.setattr(Workspace, "now", lambda self, hour=hour: world.AS_OF + hour * 3_600_000_000)
+        features.backfill(config, [world.START + 6 * DAY_MICROS, world.AS_OF])
+        lake = Lake.open(config.lake)
+        assert lake.read("item_snapshots", ["published_at"], world.AS_OF)["published_at"][0].value == config.workspace.now()
+        prints.add(fitting.make_examples(config, lake, tmp_path / f"examples-{hour}", world.AS_OF, world.AS_OF).fingerprint())
+    assert len(prints) == 1
 
 
 def test_training_again_finds_the_model(done):
