@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.core import RestrictionProvider
@@ -16,13 +17,23 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from beam_pipelines.io.source_lane import Away, Reading, Start, Step, Stop, close_lanes, give_lane, take_lane
-from beam_pipelines.io.source_tracker import Span, SpanCoder, SpanTracker
+from beam_pipelines.io.source_tracker import NOTHING_YET, Span, SpanCoder, SpanTracker
 from schemas import metric_names
+from schemas.arrow import TIMESTAMP
 from schemas.metric_names import NAMESPACE
 from transforms.ingest import micros
 
 EVENTS = "events"
 DEAD = "dead"
+PROGRESS = "progress"
+
+PROGRESS_SCHEMA = pa.schema([
+    pa.field("partition", pa.int32(), nullable=False),
+    pa.field("next", pa.int64(), nullable=False),  # offset of the next record to read
+    pa.field("lag", pa.int64(), nullable=False),  # records that wait
+    pa.field("newest", TIMESTAMP),  # newest event time read; null before the first
+])
+"""Where each partition of a reader stands."""
 
 _TRACKER = beam.DoFn.RestrictionParam()
 _WATERMARK = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider())
@@ -31,6 +42,8 @@ _WATERMARK = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_
 @dataclass(eq=False)
 class ReadLog(beam.PTransform):  # type: ignore[misc]
     """An event log -> ``.events``: RecordBatches of valid events (schemas.tables.EVENTS), and ``.dead``: of DEAD_LETTERS.
+
+    A third output, ``.progress``, has a RecordBatch of PROGRESS_SCHEMA at the end of each bundle, for status pages.
 
     One element is what one poll gave, in the global window; its timestamp is the watermark's floor, so no runner ever drops
     it: which events are late is for the state to say, by occurred_at. Every record is emitted exactly once as the runner
@@ -68,14 +81,18 @@ class ReadLog(beam.PTransform):  # type: ignore[misc]
     on_gap: Literal["skip", "fail"] = "skip"
 
     def expand(self, begin: beam.pvalue.PBegin) -> Any:
-        """See the class."""
+        """See the class; raises ValueError for settings that make no sense."""
+        if self.readers < 1 or self.poll_bytes < 1:
+            raise ValueError(f"readers and poll_bytes are at least 1, not {self.readers} and {self.poll_bytes}")
+        if self.on_gap not in ("skip", "fail"):
+            raise ValueError(f"on_gap is skip or fail, not {self.on_gap!r}")
         run = os.urandom(8).hex()  # lanes kept in a process belong to one pipeline
         reading = Reading(run=run, **{f.name: getattr(self, f.name) for f in fields(Reading) if f.name != "run"})
         read = _ReadBounded(reading) if self.stop is not None else _ReadOnAndOn(reading)
         return (begin
                 | "Readers" >> beam.Create(list(range(self.readers)), reshuffle=False)
                 | "Spread the readers" >> beam.Reshuffle()
-                | "Read and decode" >> beam.ParDo(read).with_outputs(DEAD, main=EVENTS))
+                | "Read and decode" >> beam.ParDo(read).with_outputs(DEAD, PROGRESS, main=EVENTS))
 
 
 class _Read(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
@@ -120,12 +137,13 @@ class _Read(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
                 if not tracker.try_claim(step.span):
                     return  # the runner took a checkpoint: the rest, this step with it, is another bundle's
                 span = step.span
-                yield from _outputs(step, watermark.current_watermark())
+                yield from _outputs(step, _floor(watermark))
                 gave |= step.events is not None or step.dead is not None
                 _advance(watermark, step.watermark)
                 self._meters.note(step)
                 caught_up = not any(place.lag for place in span.places.values())
-                if (caught_up and gave) or time.monotonic() - began >= reading.bundle_s:
+                if span.done or (caught_up and gave) or time.monotonic() - began >= reading.bundle_s:
+                    yield beam.pvalue.TaggedOutput(PROGRESS, TimestampedValue(_progress(span), _floor(watermark)))
                     tracker.defer_remainder(Duration(seconds=reading.linger_s) if caught_up else None)
                     return
         except Away as away:
@@ -151,8 +169,20 @@ class _ReadBounded(_Read):
         yield from self.read(element, tracker, watermark)
 
 
-def _outputs(step: Step, watermark: Timestamp | None) -> Iterator[Any]:
-    floor = watermark if watermark is not None else MIN_TIMESTAMP
+def _floor(watermark: Any) -> Timestamp:
+    known = watermark.current_watermark()
+    return known if known is not None else MIN_TIMESTAMP
+
+
+def _progress(span: Span) -> pa.RecordBatch:
+    places = span.places.values()
+    newest = pa.array([None if place.newest == NOTHING_YET else place.newest for place in places], pa.int64())
+    return pa.RecordBatch.from_arrays([
+        pa.array(list(span.places), pa.int32()), pa.array([place.next for place in places], pa.int64()),
+        pa.array([place.lag for place in places], pa.int64()), newest.cast(TIMESTAMP)], schema=PROGRESS_SCHEMA)
+
+
+def _outputs(step: Step, floor: Timestamp) -> Iterator[Any]:
     if step.events is not None:
         oldest = Timestamp(micros=int(micros(step.events.column("occurred_at")).min()))
         yield TimestampedValue(step.events, max(floor, oldest))

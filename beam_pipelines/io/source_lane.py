@@ -28,6 +28,8 @@ Stop = Literal["end"] | int | Mapping[int, int] | None
 _LOG = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 10.0
 _SAY_AGAIN_S = 30.0
+_PATIENCE_S = 120.0
+"""A log that answers, but not with records, is asked again for so long: a topic may be unknown just after a broker's start."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Step:
     watermark: int | None = None
 
 
+class LogGap(LogError):  # noqa: N818
+    """The next records are not in the log any more, and cannot be gone without."""
+
+
 class Away(Exception):  # noqa: N818 - a state
     """The log cannot be read now; try again after ``wait_s``."""
 
@@ -105,18 +111,19 @@ class Lane:
 
         Raises:
           Away: the log cannot be reached; nothing was read.
-          LogError: the log is damaged, or a gap was found and gaps are to fail.
+          LogGap: records are gone, and gaps are to fail.
+          LogError: there is no such log, or it is damaged.
         """
         try:
             step = self._step(span, timeout_s)
         except (LogUnavailable, OSError) as error:
             raise self._away(error) from error
-        except LogUriError:
+        except (LogUriError, LogGap):
             raise
         except LogError as error:
-            if self._log is None and (span.started or self._failures):  # it was there before, so it is away
-                raise self._away(error) from error
-            raise
+            if not span.started or (self._failures and time.monotonic() - self._away_since > _PATIENCE_S):
+                raise
+            raise self._away(error) from error
         except BaseException:
             self._drop_reader()
             raise
@@ -147,9 +154,11 @@ class Lane:
         bounded = self._reading.stop is not None
         places = {}
         for p in range(self._index, log.partitions(), self._reading.readers):
-            first = _offset(log, p, self._reading.start)
+            first, high = _offset(log, p, self._reading.start), log.latest(p)
+            if first > high:
+                raise LogGap(f"{self.name} partition {p} ends at offset {high}: no read can begin at {first}")
             stop = max(_stop(log, p, self._reading.stop, first), first) if bounded else FOR_EVER
-            places[p] = Place(first, stop, high=log.latest(p))
+            places[p] = Place(first, stop, high=high)
         return Span(places, True, bounded)
 
     def _discover(self, log: EventLog, span: Span) -> Span | None:
@@ -182,14 +191,14 @@ class Lane:
     def _skip(self, span: Span, gone: OffsetGone) -> Step:
         place = span.places[gone.partition]
         if gone.earliest <= place.next:
-            raise LogError(f"{self.name} partition {gone.partition}: offset {place.next} lies after the log's end. Was the "
+            raise LogGap(f"{self.name} partition {gone.partition}: offset {place.next} lies after the log's end. Was the "
                            "log made anew? Start from a timestamp or from exact offsets") from gone
         end = min(gone.earliest, place.stop)
         lost = Lost(gone.partition, place.next, end)
         message = (f"{self.name} partition {lost.partition}: offsets {lost.first} to {lost.end - 1} were deleted before "
                    "they were read")
         if self._reading.on_gap == "fail":
-            raise LogError(f"{message}; --on-gap skip goes on without them") from gone
+            raise LogGap(f"{message}; --on-gap skip goes on without them") from gone
         _LOG.error("%s; going on at %d", message, end)
         return Step(Span({**span.places, lost.partition: place._replace(next=end)}, True, span.closed), lost=(lost,))
 
@@ -200,7 +209,7 @@ class Lane:
         newest = newest_events(decoded.events, records, now) if decoded else {}
         read = dict(zip(*np.unique(records.partition, return_counts=True), strict=True)) if len(records) else {}
         places = {p: place._replace(next=min(positions[p], place.stop), newest=max(place.newest, newest.get(p, place.newest)),
-                                    high=max(highs.get(p, place.high), place.high), read=place.read + int(read.get(p, 0)))
+                                    high=highs.get(p, place.high), read=place.read + int(read.get(p, 0)))
                   for p, place in span.places.items()}
         self.clock.polled(places, newest.keys(), now)
         events = decoded.events if decoded and decoded.events.num_rows else None

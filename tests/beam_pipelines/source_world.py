@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -11,7 +11,9 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker, ThreadsafeWatermarkEstimator
 from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
 
+from beam_pipelines.io.source import DEAD
 from beam_pipelines.io.source_lane import Reading
 from beam_pipelines.io.source_tracker import Span, SpanCoder, SpanTracker
 from schemas.arrow import arrow_schema
@@ -55,6 +57,7 @@ class Reader:
       positions: how often each (partition, offset, index) was emitted by complete bundles.
       dead: the same of dead letters.
       watermark: reported by the last complete bundle, microseconds.
+      lag: records that waited, by the last report of progress.
     """
 
     dofn: object
@@ -63,13 +66,17 @@ class Reader:
     positions: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     dead: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     watermark: int | None = None
+    lag: int = 0
 
-    def bundle(self, before_output: Callable[[ThreadsafeRestrictionTracker], None] | None = None, killed: bool = False) -> int:
-        """Runs one bundle and returns how many events it gave; ``killed``: all that it did is lost, as on a worker's death."""
+    def bundle(self, split_at: float | None = None, killed: bool = False) -> int:
+        """Runs one bundle and returns how many events it gave.
+
+        Args:
+          split_at: before and after every output the runner asks for a split at this fraction.
+          killed: all that the bundle did is lost, as on a worker's death.
+        """
         assert self.span is not None
         tracker = ThreadsafeRestrictionTracker(SpanTracker(SpanCoder().decode(SpanCoder().encode(self.span))))
-        from apache_beam.utils.timestamp import Timestamp
-
         state = None if self.watermark is None else Timestamp(micros=self.watermark)
         estimator = ThreadsafeWatermarkEstimator(ManualWatermarkEstimator(state))
         given: Counter[tuple[int, int, int]] = Counter()
@@ -77,13 +84,16 @@ class Reader:
         runner_residual: list[Span] = []
 
         def split() -> None:
-            if before_output is not None:
-                before_output(_Splits(tracker, runner_residual))  # type: ignore[arg-type]
+            if split_at is not None and (parts := tracker.try_split(split_at)):
+                runner_residual.append(parts[1])
 
         split()
         for output in self.dofn.read(self.index, RestrictionTrackerView(tracker), estimator):  # type: ignore[attr-defined]
             if isinstance(output, TaggedOutput):
-                dead.update(_positions(output.value.value))
+                if output.tag == DEAD:
+                    dead.update(_positions(output.value.value))
+                else:
+                    self.lag = sum(output.value.value.column("lag").to_pylist())
             else:
                 assert isinstance(output, TimestampedValue)
                 assert state is None or output.timestamp >= state, "an element behind the watermark"
@@ -117,17 +127,6 @@ class Reader:
             bundles -= 1
             assert bundles, f"{self.positions.total()} of {events} events, at {self.span}"
         return self
-
-
-class _Splits:
-    def __init__(self, tracker: ThreadsafeRestrictionTracker, residuals: list[Span]) -> None:
-        self._tracker, self._residuals = tracker, residuals
-
-    def try_split(self, fraction: float) -> bool:
-        split = self._tracker.try_split(fraction)
-        if split:
-            self._residuals.append(split[1])
-        return bool(split)
 
 
 def _positions(batch: pa.RecordBatch) -> Iterator[tuple[int, int, int]]:

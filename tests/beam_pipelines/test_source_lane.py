@@ -13,7 +13,7 @@ from source_world import NOON, SECOND, Reader, event, reading, record, views
 
 from beam_pipelines.io import source_lane
 from beam_pipelines.io.source import _Read, _ReadBounded, _ReadOnAndOn
-from beam_pipelines.io.source_lane import Away, Lane, close_lanes
+from beam_pipelines.io.source_lane import Away, Lane, LogGap, close_lanes
 from beam_pipelines.io.source_tracker import Span
 from serving.eventlog import LogError
 from serving.eventlog.local import LocalLog
@@ -64,13 +64,18 @@ def test_the_readers_share_the_partitions(log: LocalLog) -> None:
     assert [sorted(it.positions) for it in three] == [[(0, o, 0) for o in range(2)], [(1, o, 0) for o in range(3)], []]
 
 
-@pytest.mark.parametrize(("start", "first"), [("earliest", 0), ("latest", 6), (NOON + 4 * SECOND, 4), ({0: 2}, 2), ({1: 1}, 0)])
+@pytest.mark.parametrize(("start", "first"), [("earliest", 0), ("latest", 6), (NOON + 4 * SECOND, 4), ({0: 2}, 2), ({1: 0}, 0)])
 def test_where_a_read_begins(log: LocalLog, start: Any, first: int) -> None:
     fill(log, 0, 6)
     it = reader(log, start=start)
     it.bundle()
     fill(log, 0, 2, first=6)
     assert offsets(it.until_read(8 - first)) == list(range(first, 8))
+
+
+def test_a_read_cannot_begin_after_the_end(log: LocalLog) -> None:
+    with pytest.raises(LogGap, match="partition 1 ends at offset 0: no read can begin at 3"):
+        reader(log, start={1: 3}).bundle()
 
 
 @pytest.mark.parametrize(("stop", "end"), [({0: 4}, 4), (NOON + 3 * SECOND, 3), ({}, 1), ({0: 1}, 1), ({0: 0}, 1)])
@@ -99,6 +104,16 @@ def test_the_watermark_follows_the_slowest_partition_and_never_goes_back(log: Lo
     log.append(1, [record(event("old", NOON - 3600 * SECOND))], NOON)
     it.until_read(8)
     assert it.watermark == NOON + SECOND - 10 * SECOND
+
+
+def test_progress_says_what_waits(log: LocalLog) -> None:
+    fill(log, 0, 20)
+    it = reader(log, poll_bytes=1, bundle_s=0.0)
+    it.bundle()
+    it.bundle()
+    assert it.lag == 20 - it.positions.total() > 0
+    it.until_read(20)
+    assert it.lag == 0
 
 
 def test_new_partitions_are_found_and_read_from_their_beginning(log: LocalLog) -> None:
@@ -174,6 +189,18 @@ def test_a_log_that_goes_away_is_waited_for(log: LocalLog, caplog: pytest.LogCap
     fill(log, 0, 2, first=3)
     assert offsets(it.until_read(6)) == [0, 1, 2, 3, 4]
     assert "cannot read" in caplog.text and "the log is back" in caplog.text
+
+
+def test_a_log_that_stays_away_or_broken_is_an_error_in_the_end(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = Lane(reading(log.uri), 0)
+    span = lane.step(Span(), 0).span
+    lane.close()
+    (log.path / "log.json").unlink()
+    with pytest.raises(Away):
+        lane.step(span, 0)
+    monkeypatch.setattr(source_lane, "_PATIENCE_S", 0.0)
+    with pytest.raises(LogError, match="no log at"):
+        lane.step(span, 0)
 
 
 def test_a_log_that_never_was_is_an_error_at_once(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_every_record_is_given_once(tmp_path_factory: pytest.TempPathFactory, si
         if reader.span is None:
             break
         fraction = {"checkpoint": 0.0, "half": 0.5}.get(action)
-        reader.bundle(None if fraction is None else lambda splits, f=fraction: splits.try_split(f), killed=action == "killed")
+        reader.bundle(fraction, killed=action == "killed")
     assert reader.span is None
     expected = {(p, o, i): 1 for p, records in enumerate(sizes) for o, count in enumerate(records) for i in range(count)}
     assert dict(reader.positions) == expected
