@@ -58,5 +58,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(asdict(report))
     else:
-        print(f"run {report.run_id} as of {report.as_of}: version {report.version} is served ({report.seconds:.1f} s)")
+        served = f"version {report.version} is served" if report.version else "nothing is published yet"
+        print(f"run {report.run_id} as of {report.as_of}: {served} ({report.seconds:.1f} s)")
     return 0

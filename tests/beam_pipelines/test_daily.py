@@ -148,6 +148,12 @@ def test_wrong_flags_are_one_clear_line(flags: list[str], config: Config, capsys
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_run_that_stops_before_publishing_says_so(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "--workspace", str(config.workspace.root), "--to-step", "features", "--in-process", "--quiet"]
+    assert main(words) == 0
+    assert "as of 2026-01-04: nothing is published yet (" in capsys.readouterr().out
+
+
 def test_an_empty_workspace_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--workspace", str(tmp_path)]) == 2
     assert "'beamrec simulate' or 'beamrec import' first" in capsys.readouterr().err
