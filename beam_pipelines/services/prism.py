@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from zipfile import BadZipFile
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.services import process
-from beam_pipelines.services.install import HOW, program
+from beam_pipelines.services.install import HOW, RECIPES, install, program
 from beam_pipelines.services.ports import HOST, claim, free_port, serves_grpc
 from beam_pipelines.services.server import OneProcess
 
@@ -35,10 +37,28 @@ def binary() -> Path:
 
     logging.getLogger(__name__).info("looking for Beam's download of Prism")
     try:
-        return Path(PrismJobServer(PipelineOptions([])).path_to_binary())
-    except (OSError, RuntimeError, ValueError) as error:
+        return Path(PrismJobServer.local_bin(PrismJobServer(PipelineOptions([])).path_to_binary()))
+    except (OSError, RuntimeError, ValueError, BadZipFile) as error:
         raise UserError("no Prism: Beam's download cannot be reached; build it once with: make services SERVICES=prism "
                         f"(needs {HOW['go']})") from error
+
+
+def ensure(news: Callable[[str], None]) -> Path:
+    """As ``binary``; where it is not to be had, it is built once, if Go is here. ``news`` hears before that begins.
+
+    Raises:
+      UserError: neither download nor Go.
+    """
+    try:
+        return binary()
+    except UserError:
+        if shutil.which("go") is None or not RECIPES.is_dir():
+            raise
+    news("Prism is built with Go, once: about a minute")
+    outcome = install(["prism"], lambda _: None)[0]
+    if outcome.state == "failed":
+        raise UserError(f"no Prism: building it failed: {outcome.reason}")
+    return program("prism")
 
 
 @dataclass

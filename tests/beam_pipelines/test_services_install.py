@@ -81,6 +81,27 @@ def test_prism_is_the_one_in_services():
     assert prism.binary() == install.home() / "prism" / "prism"
 
 
+def test_without_prism_beams_own_download_is_taken_and_without_that_go_builds_it_once(tmp_path, monkeypatch):
+    prism_runner = pytest.importorskip("apache_beam.runners.portability.prism_runner", reason="needs apache-beam")
+    monkeypatch.setenv("BEAMREC_SERVICES", str(tmp_path / "services"))
+    downloaded = tmp_path / "prism-download"
+    downloaded.write_bytes(b"#!")
+    monkeypatch.setattr(prism_runner.PrismJobServer, "path_to_binary", lambda _: str(downloaded))
+    assert prism.binary() == prism.ensure(print) == downloaded
+    monkeypatch.setattr(prism_runner.PrismJobServer, "path_to_binary", lambda _: "http://127.0.0.1:9/prism.zip")
+    monkeypatch.setattr(prism_runner.PrismJobServer, "BIN_CACHE", str(tmp_path / "cache"))
+    heard, built = [], []
+    outcome = install.Outcome("prism", "failed", reason="no compiler")
+    monkeypatch.setattr(prism, "install", lambda names, news: built.append(names) or [outcome])
+    with pytest.raises(UserError, match="no compiler"):
+        prism.ensure(heard.append)
+    assert built == [["prism"]] and len(heard) == 1
+    monkeypatch.setattr(prism.shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match="SERVICES=prism") as error:
+        prism.ensure(heard.append)
+    assert "\n" not in str(error.value)
+
+
 def test_the_newest_checkpoint_is_a_complete_one(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     for at, name in enumerate(["a/chk-9", "a/chk-10", "b/chk-2", "savepoints/savepoint-1"]):
