@@ -147,6 +147,8 @@ def _install(part: Part) -> Outcome:
         if shutil.which(needed) is None:
             return Outcome(part.name, "failed", reason=f"needs {HOW[needed]}")
     started, fresh = time.monotonic(), home() / f".{part.name}.{os.getpid()}"
+    for stale in home().glob(f".{part.name}.*"):  # of an installation that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     try:
         for attempt in range(1, _ATTEMPTS + 1):
             shutil.rmtree(fresh, ignore_errors=True)
