@@ -15,6 +15,7 @@ from numba import njit
 
 from schemas.features import PRESENCE_CAP
 from transforms.accumulators.frame import Ints
+from transforms.accumulators.stream.kernels import SUM
 from transforms.accumulators.stream.names import Names
 from transforms.accumulators.stream.table import Table
 
@@ -41,25 +42,19 @@ def changes(items: Table, before: int, names: Names) -> pa.RecordBatch:
         if filled <= room:
             break
         room = filled
-    a, b, pane, users = _summed(out[:filled])
-    used, index = np.unique(np.concatenate([a, b]), return_inverse=True)
-    texts = names.strings(used)
-    item, other = (pa.DictionaryArray.from_arrays(pa.array(i.astype(np.int32)), texts) for i in np.split(index, 2))
-    return pa.RecordBatch.from_arrays([item, other, pa.array(pane), pa.array(users.astype(np.int32))], schema=PAIRS)
-
-
-def _summed(rows: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """Rows (a, b, pane, users) in both directions, one for each key whose sum is not 0."""
-    both = np.concatenate([rows, rows[:, [1, 0, 2, 3]]])
-    key = (both[:, 0] << 32) | both[:, 1]
-    order = np.lexsort((both[:, 2], key))
-    both, key = both[order], key[order]
-    if len(both) == 0:
-        return both[:, 0], both[:, 1], both[:, 2], both[:, 3]
-    starts = np.flatnonzero(np.concatenate(([True], (key[1:] != key[:-1]) | (both[1:, 2] != both[:-1, 2]))))
-    users = np.add.reduceat(both[:, 3], starts)
-    kept = starts[users != 0]
-    return both[kept, 0], both[kept, 1], both[kept, 2], users[users != 0]
+    out = out[:filled]
+    summed = Table((SUM,))
+    for one, other in ((0, 1), (1, 0)):
+        summed.add(out[:, one], out[:, 2], out[:, other], out[:, 3:])
+    kept = np.flatnonzero(summed.values[:, 0])
+    a, b = summed.entity[kept], summed.member[kept]
+    used = np.zeros(len(names), bool)
+    used[a] = True  # every b is an a of the other direction
+    position = (np.cumsum(used) - 1).astype(np.int32)
+    texts = names.strings(np.flatnonzero(used))
+    item, other_item = (pa.DictionaryArray.from_arrays(pa.array(position[codes]), texts) for codes in (a, b))
+    return pa.RecordBatch.from_arrays([item, other_item, pa.array(summed.pane[kept]),
+                                       pa.array(summed.values[kept, 0].astype(np.int32))], schema=PAIRS)
 
 
 @njit(cache=True, nogil=True)
