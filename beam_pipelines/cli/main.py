@@ -51,6 +51,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("serve", "serve", "answer GET /v1/recommendations over HTTP", "read"),
     Command("services", "services", "run Kafka, Flink and the Bigtable emulator here: up, down, status, install", "servers"),
     Command("evaluate", "evaluate", "train and judge on a published time split of MovieLens", "measure"),
+    Command("parity", "parity", "prove that stream, batch and plain SQL give the same values", "measure"),
     Command("bench", "bench", "measure speed beside other engines: affinity, incremental, recommend", "measure"),
     Command("demo", "demo", "the whole path in one command, with a report", "measure"),
 )

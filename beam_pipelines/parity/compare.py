@@ -95,7 +95,7 @@ def compare_cells(what: str, ours: CellsById, theirs: CellsById, out: Difference
     out.add(what, len(ours.keys() | theirs.keys()), len(wrong), f"e.g. {len(wrong)} rows" if wrong else "")
 
 
-def compare_table(name: str, rows: pl.DataFrame, truth: pl.DataFrame, out: Difference) -> None:
+def compare_table(what: str, rows: pl.DataFrame, truth: pl.DataFrame, out: Difference) -> None:
     """Rows of a table of closed panes or sessions, in the columns that the truth has; every row counts, repeats too."""
     key = ["user_id" if "user_id" in truth.columns else "item_id", "start"]
     ours = rows.select(truth.columns).with_columns(pl.col(pl.Datetime).dt.epoch("us"))
@@ -104,7 +104,7 @@ def compare_table(name: str, rows: pl.DataFrame, truth: pl.DataFrame, out: Diffe
     values = [c for c in truth.columns if c not in key]
     same = pl.all_horizontal(*(pl.col(c).eq(pl.col(f"{c}_ours")) for c in values)).fill_null(value=False)
     wrong = joined.filter(~same)
-    out.add(name, len(joined), len(wrong) + repeated, str(wrong.head(1).to_dicts()) if len(wrong) else "")
+    out.add(what, len(joined), len(wrong) + repeated, str(wrong.head(1).to_dicts()) if len(wrong) else "")
 
 
 def compare_features(group: str, cells: CellsById, oracle: Oracle, out: Difference) -> None:
