@@ -159,7 +159,8 @@ def _flink(uri: str, readers: int, work: Path) -> tuple[float, int]:
     from beam_pipelines.services import flink
 
     with flink.running(work) as cluster:
-        return _job(uri, readers, cluster.pipeline_options(parallelism=2), work / "notes")
+        ends = "--shutdown_sources_after_idle_ms=1000"  # else a bounded job keeps its impulse, and never ends
+        return _job(uri, readers, [*cluster.pipeline_options(parallelism=2), ends], work / "notes")
 
 
 _RUNNERS: dict[str, Callable[[str, int, Path], tuple[float, int]]] = {"prism": _prism, "flink": _flink}

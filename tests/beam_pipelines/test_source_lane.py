@@ -64,6 +64,13 @@ def test_the_readers_share_the_partitions(log: LocalLog) -> None:
     assert [sorted(it.positions) for it in three] == [[(0, o, 0) for o in range(2)], [(1, o, 0) for o in range(3)], []]
 
 
+def test_a_reader_without_partitions_keeps_up_with_the_clock(log: LocalLog) -> None:
+    it = reader(log, 2, readers=3)
+    assert it.bundle() == 0
+    it.bundle()
+    assert it.watermark is not None and abs(it.watermark + 10 * SECOND - time.time_ns() // 1000) < 5 * SECOND
+
+
 @pytest.mark.parametrize(("start", "first"), [("earliest", 0), ("latest", 6), (NOON + 4 * SECOND, 4), ({0: 2}, 2), ({1: 0}, 0)])
 def test_where_a_read_begins(log: LocalLog, start: Any, first: int) -> None:
     fill(log, 0, 6)
