@@ -14,6 +14,9 @@ from serving.collector.wire import EventIn
 SCHEMA = arrow_schema("event")
 _COLUMNS = [(field.name, field.type, pa.types.is_list(field.type), pa.types.is_map(field.type), field.nullable)
             for field in SCHEMA]
+_EMPTY_LIST = pa.array([], SCHEMA.field("categories").type.value_type)
+_EMPTY_MAP = pa.array([], pa.struct([SCHEMA.field("attributes").type.key_field, SCHEMA.field("attributes").type.item_field]))
+"""What lies within a column of empty lists, or maps."""
 
 
 def to_batch(events: Sequence[EventIn]) -> pa.RecordBatch:
@@ -33,7 +36,5 @@ def to_batch(events: Sequence[EventIn]) -> pa.RecordBatch:
 def _nested(values: tuple, kind: pa.DataType, is_map: bool) -> pa.Array:
     if any(values):
         return pa.array([list(v.items()) if v else () for v in values] if is_map else [v or () for v in values], kind)
-    offsets = pa.array(np.zeros(len(values) + 1, np.int32))
-    if is_map:
-        return pa.MapArray.from_arrays(offsets, pa.array([], kind.key_type), pa.array([], kind.item_type)).cast(kind)
-    return pa.ListArray.from_arrays(offsets, pa.array([], kind.value_type), type=kind)
+    offsets = pa.py_buffer(np.zeros(len(values) + 1, np.int32))
+    return pa.Array.from_buffers(kind, len(values), [None, offsets], children=[_EMPTY_MAP if is_map else _EMPTY_LIST])

@@ -110,7 +110,7 @@ class Packer:
             error = LogUnavailable(f"the events could not be packed: {type(reason).__name__}")
             self._counters.log_failure("pack", reason)
         self.waiting -= len(events)
-        self._counters.packed(len(events), time.perf_counter() - started, error)
+        self._counters.packed(events, time.perf_counter() - started, error)
         for ticket in tickets:
             ticket.settle(partition, error)
 

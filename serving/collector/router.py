@@ -25,7 +25,6 @@ from serving.eventlog.base import LogBusy, LogError, LogUnavailable, partition_o
 
 MAX_KEY = 256
 REMEMBERED_IDS = 100_000
-MAX_LABELS = 200
 
 
 class EventOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -200,10 +199,6 @@ class EventRouter:
             ticket = self._packer.put(by_partition, size)
         await ticket.wait()
         stored = [e for e, p in zip(events, partitions, strict=True) if p not in ticket.failed] if ticket.failed else events
-        accepted = self._counters.accepted
-        for event in stored:
-            label = (event.event_type, event.device or "")
-            accepted[label if label in accepted or len(accepted) < MAX_LABELS else (event.event_type, "other")] += 1
         if self._suppressor is not None:
             urgent = [e for e in stored if e.event_type in URGENT]
             if urgent:

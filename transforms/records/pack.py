@@ -38,14 +38,16 @@ def pack(events: pa.RecordBatch | pa.Table) -> bytes:
     if events.num_rows > MAX_PACK_ROWS:
         raise ValueError(f"a pack holds at most {MAX_PACK_ROWS:,} events, not {events.num_rows:,}")
     schema = arrow_schema("event")
-    columns = []
-    for field in schema:
-        column = events.column(field.name)
-        column = whole(column) if isinstance(column, pa.ChunkedArray) else column
-        columns.append(column if column.type == field.type else column.cast(field.type))
+    if not isinstance(events, pa.RecordBatch) or not events.schema.equals(schema):
+        columns = []
+        for field in schema:
+            column = events.column(field.name)
+            column = whole(column) if isinstance(column, pa.ChunkedArray) else column
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        events = pa.RecordBatch.from_arrays(columns, schema=schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+        writer.write_batch(events)
     body = sink.getvalue()
     record = _HEADER.pack(MAGIC, VERSION, body.size) + pa.Codec(_CODEC).compress(body, asbytes=True)
     if body.size > MAX_PACK_BYTES or len(record) > MAX_RECORD_BYTES:
