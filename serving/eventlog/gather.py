@@ -11,39 +11,12 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-U64 = npt.NDArray[np.uint64]
+from transforms.records.memory import copy, int32_at, int64_at
+
 I64 = npt.NDArray[np.int64]
 
 # Offsets in rd_kafka_message_t (64-bit): int err, topic*, int32 partition, payload*, len, key*, key_len, int64 offset.
 _ERR, _PAYLOAD, _LEN, _OFFSET = 0, 24, 32, 56
-
-
-@intrinsic
-def _int32_at(typing: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], ir.IntType(32).as_pointer()))
-
-    return types.int32(types.uint64), generate
-
-
-@intrinsic
-def _int64_at(typing: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
-
-    return types.int64(types.uint64), generate
-
-
-@intrinsic
-def _copy(typing: Any, target: Any, source: Any, size: Any) -> Any:
-    """memcpy(target, source, size)."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        cgutils.raw_memcpy(builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.uint64, types.int64), generate
 
 
 @intrinsic
@@ -57,7 +30,7 @@ def _timestamp(typing: Any, function: Any, message: Any) -> Any:
         return builder.call(builder.inttoptr(args[0], kind.as_pointer()),
                             [builder.inttoptr(args[1], pointer), builder.bitcast(kept, pointer)])
 
-    return types.int64(types.uint64, types.uint64), generate
+    return types.int64(types.int64, types.int64), generate
 
 
 @intrinsic
@@ -70,21 +43,21 @@ def _destroy(typing: Any, function: Any, message: Any) -> Any:
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), [builder.inttoptr(args[1], pointer)])
         return context.get_dummy_value()
 
-    return types.void(types.uint64, types.uint64), generate
+    return types.void(types.int64, types.int64), generate
 
 
 @njit(cache=True, nogil=True)
-def total_bytes(messages: U64) -> int:
+def total_bytes(messages: I64) -> int:
     """Bytes of the payloads of all messages that are no errors."""
     total = 0
     for i in range(len(messages)):
-        if _int32_at(messages[i] + np.uint64(_ERR)) == 0:
-            total += _int64_at(messages[i] + np.uint64(_LEN))
+        if int32_at(messages[i], _ERR) == 0:
+            total += int64_at(messages[i], _LEN)
     return total
 
 
 @njit(cache=True, nogil=True)
-def gather(messages: U64, data: npt.NDArray[np.uint8], ends: I64, offsets: I64, timestamps: I64,
+def gather(messages: I64, data: npt.NDArray[np.uint8], ends: I64, offsets: I64, timestamps: I64,
            errors: npt.NDArray[np.int32], timestamp_of: int, destroy: int) -> None:
     """Copies n messages into columns and destroys them.
 
@@ -95,16 +68,16 @@ def gather(messages: U64, data: npt.NDArray[np.uint8], ends: I64, offsets: I64, 
       timestamp_of, destroy: addresses of rd_kafka_message_timestamp and rd_kafka_message_destroy.
     """
     end = 0
-    base = np.uint64(data.ctypes.data)
+    base = np.int64(data.ctypes.data)
     for i in range(len(messages)):
         message = messages[i]
-        errors[i] = _int32_at(message + np.uint64(_ERR))
-        offsets[i] = _int64_at(message + np.uint64(_OFFSET))
-        timestamps[i] = _timestamp(np.uint64(timestamp_of), message)
+        errors[i] = int32_at(message, _ERR)
+        offsets[i] = int64_at(message, _OFFSET)
+        timestamps[i] = _timestamp(timestamp_of, message)
         if errors[i] == 0:
-            size = _int64_at(message + np.uint64(_LEN))
+            size = int64_at(message, _LEN)
             if size > 0:
-                _copy(base + np.uint64(end), np.uint64(_int64_at(message + np.uint64(_PAYLOAD))), size)
+                copy(base + end, int64_at(message, _PAYLOAD), size)
             end += size
         ends[i] = end
-        _destroy(np.uint64(destroy), message)
+        _destroy(destroy, message)

@@ -97,7 +97,7 @@ class Consumer:
         self._started: set[int] = set()
         self._on_error = on_error
         self._callback = _ERROR_CALLBACK(self._error)  # kept for as long as the client lives
-        self._messages = np.empty(_BATCH, np.uint64)
+        self._messages = np.empty(_BATCH, np.int64)
         self._client = self._new(settings)
         self._topic = lib.rd_kafka_topic_new(self._client, self._topic_name, None)
         self._functions = tuple(c.cast(f, c.c_void_p).value or 0

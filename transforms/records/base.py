@@ -14,7 +14,7 @@ MAX_RECORD_BYTES = 8 << 20
 """Of one record of the log."""
 
 MAX_PACK_ROWS = 10_000
-MAX_PACK_BYTES = 64 << 20
+MAX_PACK_BYTES = 16 << 20
 """Of a pack, decompressed."""
 
 EMPTY = "empty_record"

@@ -1,0 +1,59 @@
+"""Reads and copies at addresses, for compiled loops that check every bound themselves: no wrap-around, no reference counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# A width of 8, 32 or 64 bits each; the address is base + at, and need not be aligned.
+
+
+def _load(builder: Any, args: Any, bits: int) -> Any:
+    address = builder.add(args[0], args[1])
+    return builder.load(builder.inttoptr(address, ir.IntType(bits).as_pointer()), align=1)
+
+
+@intrinsic
+def byte_at(typing: Any, base: Any, at: Any) -> Any:
+    """The byte at an address, as int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.zext(_load(builder, args, 8), ir.IntType(64))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def int32_at(typing: Any, base: Any, at: Any) -> Any:
+    """The int32 at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(builder, args, 32)
+
+    return types.int32(types.int64, types.int64), generate
+
+
+@intrinsic
+def int64_at(typing: Any, base: Any, at: Any) -> Any:
+    """The int64 at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(builder, args, 64)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def copy(typing: Any, target: Any, source: Any, size: Any) -> Any:
+    """memcpy(target, source, size)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        cgutils.raw_memcpy(builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
