@@ -15,24 +15,33 @@ SUM, MIN, MAX, TIME, TIE, CARRY = 0, 1, 2, 3, 4, 5
 """How a value column is merged. TIME, TIE, CARRY... are one group: the row with the greatest (time, tie) wins whole."""
 
 
+@njit(inline="always")
+def _mark(data: Bytes, start: int, end: int) -> np.uint64:
+    """FNV-1a of some bytes, its high bits folded into the low ones."""
+    h = np.uint64(0xCBF29CE484222325)
+    for b in range(start, end):
+        h = (h ^ np.uint64(data[b])) * np.uint64(0x100000001B3)
+    return h ^ (h >> np.uint64(32))
+
+
 @njit(cache=True, nogil=True)
-def intern(slots: Codes, hashes: Hashes, ends: Ints, data: Bytes, count: int, new_hashes: Hashes, new_ends: Ints,
-           new_data: Bytes, entries: Ints, codes: Ints) -> int:
+def intern(slots: Codes, marks: Hashes, ends: Ints, data: Bytes, count: int, new_ends: Ints, new_data: Bytes, entries: Ints,
+           codes: Ints) -> int:
     """Gives every id used a code, appending those not yet known.
 
     Args:
-      slots: open addressing by hash, -1 for free; a power of two, at least twice the ids it will hold.
-      hashes, ends, data: the ids known: hash, end in ``data`` (one more than ids, ends[0] = 0), UTF-8; with room.
+      slots: open addressing by mark, -1 for free; a power of two, at least twice the ids it will hold.
+      marks, ends, data: the ids known: hash of the text, end in ``data`` (one more than ids, ends[0] = 0), UTF-8; with room.
       count: how many are known.
-      new_hashes, new_ends, new_data: distinct ids offered, in the same form.
+      new_ends, new_data: distinct ids offered, in the same form.
       entries: (n,) which offered id each row names, -1 for none.
       codes: (n,) filled with each row's code, -1 for none.
 
     Returns:
       how many ids are known now.
     """
-    memo = np.full(len(new_hashes), -1, np.int64)
-    mask = np.uint64(len(slots) - 1)
+    memo = np.full(len(new_ends) - 1, -1, np.int64)
+    mask = np.int64(len(slots) - 1)
     for i in range(len(entries)):
         e = entries[i]
         if e < 0:
@@ -40,19 +49,28 @@ def intern(slots: Codes, hashes: Hashes, ends: Ints, data: Bytes, count: int, ne
             continue
         code = memo[e]
         if code < 0:
-            h = new_hashes[e]
-            at = np.int64(h & mask)
-            while slots[at] >= 0 and hashes[slots[at]] != h:
-                at = (at + 1) & np.int64(mask)
+            begin, size = new_ends[e], new_ends[e + 1] - new_ends[e]
+            mark = _mark(new_data, begin, begin + size)
+            at = np.int64(mark & np.uint64(mask))
+            while slots[at] >= 0:
+                known = slots[at]
+                start = ends[known]
+                if marks[known] == mark and ends[known + 1] - start == size:
+                    b = 0
+                    while b < size and data[start + b] == new_data[begin + b]:
+                        b += 1
+                    if b == size:
+                        break
+                at = (at + 1) & mask
             code = slots[at]
             if code < 0:
                 code = count
                 slots[at] = count
-                hashes[count] = h
+                marks[count] = mark
                 start = ends[count]
-                for b in range(new_ends[e], new_ends[e + 1]):
-                    data[start + b - new_ends[e]] = new_data[b]
-                ends[count + 1] = start + new_ends[e + 1] - new_ends[e]
+                for b in range(size):
+                    data[start + b] = new_data[begin + b]
+                ends[count + 1] = start + size
                 count += 1
             memo[e] = code
         codes[i] = code
@@ -60,13 +78,13 @@ def intern(slots: Codes, hashes: Hashes, ends: Ints, data: Bytes, count: int, ne
 
 
 @njit(cache=True, nogil=True)
-def reslot(slots: Codes, hashes: Hashes, count: int) -> None:
-    """Fills empty slots with the codes of ``count`` ids."""
-    mask = np.uint64(len(slots) - 1)
-    for i in range(count):
-        at = np.int64(hashes[i] & mask)
+def reslot(slots: Codes, hashes: Hashes, start: int, count: int) -> None:
+    """Puts the codes ``start`` to ``count`` into slots by their hashes."""
+    mask = np.int64(len(slots) - 1)
+    for i in range(start, count):
+        at = np.int64(hashes[i] & np.uint64(mask))
         while slots[at] >= 0:
-            at = (at + 1) & np.int64(mask)
+            at = (at + 1) & mask
         slots[at] = i
 
 
