@@ -70,7 +70,8 @@ def request_bytes(job: Job, number: int) -> bytes:
     for place in range(job.batch):
         n = number * job.batch + place
         user = (n * 2_654_435_761) % job.users
-        events.append(_EVENT % (event_id(number, place), user, n * 40_503 % 50_000, _TYPES[n % 5], now, user, n % 40 + 1, n % 9000))
+        events.append(_EVENT % (event_id(number, place), user, n * 40_503 % 50_000, _TYPES[n % 5], now, user, n % 40 + 1,
+                                n % 9000))
     body = events[0] if job.batch == 1 else f"[{','.join(events)}]"
     return (f"POST /v1/events HTTP/1.1\r\nHost: {job.host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}").encode()
@@ -142,11 +143,11 @@ def run(job: Job) -> Report:
 
 
 def _prepared(job: Job) -> Callable[[int], bytes]:
-    """Batches are made before the clock runs (making them would take the servers' time), as many as will be sent at most."""
+    """Makes requests. Of batches only the ids differ: to make each anew would take the time of the server beside it."""
     if job.batch == 1:
         return lambda number: request_bytes(job, number)
-    cycle = [request_bytes(job, 0).replace(event_id(0, 0).encode()[:18], b"bench-@@@@@@@@@@@@") for _ in (0,)]
-    return lambda number: cycle[0].replace(b"@@@@@@@@@@@@", b"%012d" % number)
+    template = request_bytes(job, 0).replace(event_id(0, 0).encode()[:18], b"bench-@@@@@@@@@@@@")
+    return lambda number: template.replace(b"@@@@@@@@@@@@", b"%012d" % number)
 
 
 def _send(poller: select.epoll, connection: _Connection, data: bytes) -> None:

@@ -1,9 +1,11 @@
 """Measure speed beside other engines, in one run, with equal results checked.
 
   beamrec bench affinity [--json]      30-day category affinity of 10 M events: beamrec, Polars, PySpark, row-wise Beam
+  beamrec bench freshness [--json]     from an event's 202 to its value in the store, and memory, through the whole stream
   beamrec bench incremental [--json]   the nightly run after one new day, against computing all 30 days
   beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
   beamrec bench source [--json]        the event log: polled, decoded, through the source on Prism and Flink
+  beamrec bench collect [--json]       the collector under load: requests/s, events/s, p99, nothing lost
 
 'beamrec bench NAME --help' shows the sizes that can be changed. Data is made once, under --work.
 """
@@ -14,7 +16,7 @@ import argparse
 import importlib
 import sys
 
-BENCHMARKS = ("affinity", "incremental", "recommend", "source")
+BENCHMARKS = ("affinity", "collect", "freshness", "incremental", "recommend", "source")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from granian import Granian
     from granian.constants import Interfaces, Loops
 
-    from serving.collector.settings import CollectorSettings, creating
-    from serving.eventlog import LogError, open_log
+    from serving.collector.settings import CollectorSettings, creating, open_for_writing
+    from serving.eventlog import LogError
     from serving.logs import LOGGER, log_config
 
     config = Config.from_args(args)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         if store is not None:
             open_store(store).close()
-        open_log(creating(uri, args.partitions)).close()
+        open_for_writing(creating(uri, args.partitions)).close()
     except (LogError, StoreUriError) as error:
         raise UserError(str(error)) from error
     except StoreError as error:

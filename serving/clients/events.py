@@ -187,12 +187,14 @@ class EventClient:
         return kept
 
 
-def put_item(url: str, item_id: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0, **fields: Any) -> None:
+def put_item(url: str, item_id: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0,
+             **fields: Any) -> None:
     """Upserts an item; raises CollectorError when it is refused or the collector does not answer."""
     _put(url, f"/v1/items/{quote(item_id, safe='')}", headers, timeout_s, fields)
 
 
-def put_user(url: str, user_id: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0, **fields: Any) -> None:
+def put_user(url: str, user_id: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0,
+             **fields: Any) -> None:
     """Upserts a user; raises as put_item."""
     _put(url, f"/v1/users/{quote(user_id, safe='')}", headers, timeout_s, fields)
 

@@ -16,12 +16,12 @@ from serving.collector.dead import DeadLetters
 from serving.collector.metrics import Counters
 from serving.collector.packer import Packer
 from serving.collector.router import EventRouter, Outcome
-from serving.collector.settings import CollectorSettings, beside, creating
+from serving.collector.settings import CollectorSettings, beside, creating, open_for_writing
 from serving.collector.stamps import Stamps
 from serving.collector.suppress import Suppressor
 from serving.collector.upserts import Upserts
 from serving.collector.wire import MAX_BODY_BYTES
-from serving.eventlog import EventLog, LogError, Producer, open_log
+from serving.eventlog import EventLog, LogError, Producer
 from serving.logs import LOGGER
 
 _log = logging.getLogger(LOGGER)
@@ -62,7 +62,7 @@ class Collector:
         counters.gauges = {names.COLLECT_WAITING: lambda: self.packer.waiting, names.COLLECT_BACKLOG: producer.backlog}
 
     def _opened(self, uri: str) -> tuple[EventLog, Producer]:
-        log = open_log(uri)
+        log = open_for_writing(uri)
         self._logs.append(log)
         producer = log.producer()
         self._producers.append(producer)
@@ -127,6 +127,8 @@ class CollectorApp:
         headers: Headers = [("content-type", outcome.content_type)]
         if outcome.retry_after_s:
             headers.append(("retry-after", str(math.ceil(outcome.retry_after_s))))
+        if route == "body":
+            headers.append(("connection", "close"))  # the rest of it is not read
         self._allow_origin(scope, headers)
         protocol.response_bytes(outcome.status, headers, outcome.body())
         self._counters.requests[route, outcome.status] += 1

@@ -7,6 +7,8 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
+from serving.eventlog import EventLog, open_log
+
 ENVIRONMENT = "BEAMREC_COLLECTOR"
 
 
@@ -52,3 +54,12 @@ def beside(uri: str, name: str, partitions: int = 1) -> str:
     options = {k: v for k, v in parse_qsl(query, keep_blank_values=True) if k != "partitions"}
     rest = f"?{urlencode(options, safe='/')}" if options else ""
     return creating(f"{head.rstrip('/')}-{name}{rest}", partitions)
+
+
+def open_for_writing(uri: str) -> EventLog:
+    """Opens a log and takes a local one's locks: a second writer is told at its start, not at its first event."""
+    log = open_log(uri)
+    if log.uri.startswith("dir:"):
+        for partition in range(log.partitions()):
+            log.append(partition, [], 0)
+    return log

@@ -79,7 +79,8 @@ class CollectServer:
 
     def __init__(self, workspace: Path, *flags: str, port: int = 0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "beam_pipelines.cli.main", "collect", "--port", str(port), "--workspace", str(workspace), *flags],
+            [sys.executable, "-m", "beam_pipelines.cli.main", "collect", "--port", str(port), "--workspace", str(workspace),
+             *flags],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -1,5 +1,6 @@
 """Event logs to test against: a local one always, Kafka where a broker is at hand or can be started."""
 
+import contextlib
 import itertools
 import os
 
@@ -12,13 +13,10 @@ SECOND = 1_000_000
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="session")
-def broker(tmp_path_factory):
-    """``HOST:PORT`` of a broker: that of BEAMREC_KAFKA, else one started for the tests."""
+@contextlib.contextmanager
+def broker_at(folder):
+    """A broker of its own for a test; skips where Kafka is not installed."""
     pytest.importorskip("confluent_kafka", reason="needs the Kafka client: pip install 'beamrec[stream]'")
-    if "BEAMREC_KAFKA" in os.environ:
-        yield os.environ["BEAMREC_KAFKA"]
-        return
     from beam_pipelines.errors import UserError
     from beam_pipelines.services import kafka
     from beam_pipelines.services.install import java, location
@@ -27,7 +25,17 @@ def broker(tmp_path_factory):
         location("kafka"), java()
     except UserError as error:
         pytest.skip(str(error))
-    with kafka.running(tmp_path_factory.mktemp("kafka")) as running:
+    with kafka.running(folder) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory):
+    """``HOST:PORT`` of a broker: that of BEAMREC_KAFKA, else one started for the tests."""
+    if "BEAMREC_KAFKA" in os.environ:
+        yield os.environ["BEAMREC_KAFKA"]
+        return
+    with broker_at(tmp_path_factory.mktemp("kafka")) as running:
         yield running.bootstrap
 
 
