@@ -19,6 +19,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 def quiet_logs() -> None:
     """Leaves out what Beam logs by mistake."""
     logging.getLogger().addFilter(_is_news)
+    # It warns of every flag that is another runner's, though it hands them all on.
+    logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
 
 
 def pipeline(config: Config, name: str) -> beam.Pipeline:

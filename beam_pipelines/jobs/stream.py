@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -27,23 +26,25 @@ from transforms.beam.stream.state import Rules
 STAMPED = tuple[str, str]
 
 
-def construct(pipeline: beam.Pipeline, config: StreamConfig) -> None:
-    """Adds the whole job to a pipeline."""
+def construct(pipeline: beam.Pipeline, config: StreamConfig, run: str = "") -> None:
+    """Adds the whole job to a pipeline; ``run`` names it in the status row."""
     register()
     start: Any = dict(config.start) if isinstance(config.start, tuple) else config.start
     read = pipeline | "Read the event log" >> ReadLog(
         config.log, start=start, stop="end" if config.until_end else None, readers=config.readers,
         watermark_delay_s=config.watermark_delay_s, idle_s=config.idle_s)
-    build(read.events, config, read.dead)
+    build(read.events, config, read.dead, run)
 
 
-def build(events: beam.PCollection, config: StreamConfig, dead: beam.PCollection | None = None) -> None:
+def build(events: beam.PCollection, config: StreamConfig, dead: beam.PCollection | None = None,
+          run: str = "") -> None:
     """RecordBatches of valid events (schemas.tables.EVENTS) -> cells, final rows and the status row.
 
     Args:
       events: in the global window; which of them are late is told by occurred_at.
       config: of the job.
       dead: RecordBatches of dead letters, to be counted.
+      run: names this run in the status row.
     """
     register()
     name, store = config.name, config.common.store
@@ -62,7 +63,7 @@ def build(events: beam.PCollection, config: StreamConfig, dead: beam.PCollection
     if dead is not None:
         stamps.append(dead | "Count dead letters" >> beam.ParDo(_CountDead(name)).with_output_types(STAMPED))
     (stamps | "All counters" >> beam.Flatten()
-     | "Status" >> WriteStatus(store, name, os.urandom(4).hex(), streaming=flush_s is not None))
+     | "Status" >> WriteStatus(store, name, run, streaming=flush_s is not None))
     if config.audit is not None:
         for side, finals in (("Users'", users.final), ("Items'", items.final)):
             finals | f"{side} final rows" >> WriteFinal(str(config.audit))

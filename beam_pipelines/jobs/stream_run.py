@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -88,8 +90,9 @@ class Running:
 
     config: StreamConfig
     result: Any
-    started: float = field(default_factory=time.monotonic)
+    run: str
     flink_job: str | None = None
+    cancel: Callable[[], None] | None = None
 
     @property
     def ended(self) -> bool:
@@ -97,7 +100,7 @@ class Running:
         return bool(PipelineState.is_terminal(self.result.state))
 
     def status(self) -> dict[str, Any] | None:
-        """Its status row, None before the first."""
+        """The status row of this run, None before the first; a run that was resumed writes under the name of the first."""
         return status_of(self.config)
 
     def wait(self, tell: Callable[[dict[str, Any]], None] | None = None, seconds: float | None = None) -> str:
@@ -111,15 +114,24 @@ class Running:
           Beam's name of its state.
 
         Raises:
-          RuntimeError: the job failed.
+          UserError: the job failed.
         """
         until = None if seconds is None else time.monotonic() + seconds
         while not self.ended and (until is None or time.monotonic() < until):
-            time.sleep(0.2 if tell is None else 1.0)
-            if tell is not None and (status := self.status()) is not None:
+            time.sleep(0.5)
+            status = self.status()
+            if status is None or status["run"] != self.run:
+                continue
+            if tell is not None:
                 tell(status)
+            if status["ended"] and self.cancel is not None:  # Flink keeps a job for its checkpoints that has nothing left to do
+                self.cancel()
+                return str(PipelineState.DONE)
         if self.ended:
-            self.result.wait_until_finish()  # raises what failed it
+            try:
+                self.result.wait_until_finish()
+            except RuntimeError as error:
+                raise UserError(f"the job failed: {error}") from error
         return str(self.result.state)
 
 
@@ -139,8 +151,9 @@ def submit(config: StreamConfig, flags: list[str]) -> Running:
     """Builds the job and hands it to the runner that the flags name; direct runs it here, to its end."""
     options = PipelineOptions([*flags, *config.common.beam_args])
     pipeline = beam.Pipeline(runner=FnApiRunner() if config.is_direct else None, options=options)
-    construct(pipeline, config)
-    return Running(config, pipeline.run())
+    run = os.urandom(4).hex()
+    construct(pipeline, config, run)
+    return Running(config, pipeline.run(), run)
 
 
 @contextlib.contextmanager
@@ -171,11 +184,11 @@ def launched(config: StreamConfig, resume: bool = False, services: Path | None =
 
         if resume:
             raise UserError("Prism keeps no checkpoints: --resume needs --runner flink")
-        found = prism.Prism.found(services)
+        found = prism.Prism.found(services / "prism")
         context = contextlib.nullcontext(found) if found is not None and found.healthy() else \
             prism.running(space.root / "scratch" / f"prism-{config.name}")
         with context as server:
-            flags = prism.Prism(services, 0).pipeline_options(name) if server is None else server.pipeline_options(name)
+            flags = server.pipeline_options(name)
             if job_endpoint:
                 flags = [f for f in flags if not f.startswith("--job_endpoint")] + [f"--job_endpoint={job_endpoint}"]
             yield submit(config, flags)
@@ -190,7 +203,7 @@ def cluster_of(services: Path) -> Any:
     """The Flink cluster that runs from a services folder; raises UserError without one."""
     from beam_pipelines.services import flink
 
-    cluster = flink.Cluster.found(services)
+    cluster = flink.Cluster.found(services / "flink")
     if cluster is None or not cluster.healthy():
         raise UserError("no Flink cluster runs here: beamrec services up flink")
     return cluster
@@ -224,8 +237,10 @@ def _on_flink(config: StreamConfig, name: str, resume: bool, services: Path, job
         flags.append(f"--job_endpoint={job_endpoint}")
     before = set(cluster.rest.jobs())
     running = submit(config, flags)
-    running.flink_job = _new_job(cluster, name, before, running)
-    record = Record(shape, (known.jobs if resume and known is not None else []) + [running.flink_job or ""])
+    running.flink_job = job = _new_job(cluster, name, before, running)
+    if config.until_end and job is not None:
+        running.cancel = functools.partial(cluster.rest.cancel, job)
+    record = Record(shape, [*(known.jobs if resume and known is not None else []), *([job] if job else [])])
     record.write(space, config.name)
     return running
 
