@@ -1,0 +1,213 @@
+"""How fresh values are: from the collector's 202 to a value that can be read in the store, through the whole chain.
+
+A load generator posts --rate events a second to a collector, the streaming job reads its log and writes an SQLite store; all
+are processes of their own. 20 times a second one event of a probe user is posted beside them, and the store is looked at
+every 5 ms until the user's cell (and the item's) tells of it. Memory of every process is sampled: users come and go, so what
+grows in the later half of a long run is state that does not expire.
+
+  beamrec bench freshness                                     5,000 events/s for 5 minutes: local log, Prism
+  beamrec bench freshness --runner flink --log kafka          the same on Kafka and Flink (make services)
+  beamrec bench freshness --seconds 1800 --speed 96           memory: two days of event time in half an hour
+
+p50_s, p99_s, max_s are of users' values, items_* of items': an event reaches the item state through the user state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beam_pipelines.errors import UserError
+from beam_pipelines.services import flink, kafka, prism
+from beam_pipelines.services.ports import answers, free_port
+from beam_pipelines.services.process import Process, poll, start
+from benchmarks.freshness_load import EventTime, Job
+from benchmarks.freshness_memory import Memory
+from benchmarks.freshness_probes import Probe, Probes
+from benchmarks.synthetic import print_measured
+from schemas.keys import ITEM, USER
+
+JOB = "freshness"
+_UP_S = 180.0
+_SETTLE_S = 60.0
+_BEAMREC = (sys.executable, "-m", "beam_pipelines.cli.main")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the benchmark."""
+    parser.add_argument("--rate", type=float, default=5000, help="events per second (default: 5000)")
+    parser.add_argument("--seconds", type=float, default=300, help="measured, after the warm-up (default: 300)")
+    parser.add_argument("--warm-up", type=float, default=20, help="seconds after the first fresh value (default: 20)")
+    parser.add_argument("--users", type=int, default=20_000, help="active at any moment (default: 20,000)")
+    parser.add_argument("--stay", type=float, default=1800, metavar="S",
+                        help="seconds of event time after which a user has left for good (default: 1800)")
+    parser.add_argument("--speed", type=float, default=1.0, metavar="X",
+                        help="let event time run X times as fast, through the past, so that state expires (default: 1)")
+    parser.add_argument("--runner", choices=("prism", "flink"), default="prism")
+    parser.add_argument("--log", choices=("dir", "kafka"), default="dir")
+    parser.add_argument("--stream-flags", default="", metavar="FLAGS",
+                        help="more flags of 'beamrec stream', such as '--flush 2s'")
+    parser.add_argument("--work", metavar="DIR", help="where everything goes (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures; exit code 1 when a probe's value never came."""
+    return print_measured(args, measure)
+
+
+@dataclass
+class Chain:
+    """The processes of a run: how to reach them, pids by role, other figures to sample."""
+
+    store: str
+    host: str
+    port: int
+    job: Process
+    roles: dict[str, Callable[[], list[int]]]
+    more: dict[str, Callable[[], float | None]] = field(default_factory=dict)
+
+
+def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
+    """The figures that ``--json`` prints."""
+    work = work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    clock = EventTime(time.time(), args.seconds + args.warm_up + _UP_S, args.speed)
+    with running(args, work, clock) as (chain, load), Memory(chain.roles, chain.more) as memory, \
+            Probes(chain.store, chain.host, chain.port, clock) as probes:
+        _say(f"processes are up; their logs are in {work}")
+        _await_fresh(chain, probes)
+        _watch(args.warm_up, chain, probes, "warming up")
+        begin, wall = time.monotonic(), time.time()
+        loads = _watch(args.seconds, chain, probes, "measuring")
+        end = time.monotonic()
+        probes.settle(_SETTLE_S)
+        if load.stdin is not None:
+            load.stdin.close()
+        sent = json.loads(load.stdout.read() if load.stdout is not None else "{}")
+    taken = [probe for probe in probes.all if begin <= probe.accepted < end]
+    accepted = sum(n for second, n in sent["accepted"].items() if wall <= int(second) < wall + end - begin)
+    lost = sum(USER not in probe.readable or ITEM not in probe.readable for probe in taken)
+    return {
+        "events_per_s": round((accepted + len(taken)) / (end - begin)), **quantiles(taken, USER),
+        **{f"items_{name}": value for name, value in quantiles(taken, ITEM).items()},
+        "probes": len(taken), "lost": lost, "accepted": accepted, "seconds": round(end - begin, 1),
+        "refused": sent["rejected"] + probes.refused, "retries": sent["retries"], "sender_behind_s": round(sent["behind_s"], 2),
+        "runner": args.runner, "log": args.log, "flags": args.stream_flags or "defaults", "users": args.users,
+        "stay_s": args.stay, "speed": args.speed,
+        **{f"{role}_rss_mib": series.since(begin) for role, series in memory.mib.items() if series.values},
+        **{name: series.since(begin) for name, series in memory.more.items() if series.values},
+        "over_time": {name: series.thinned(begin) for name, series in (*memory.mib.items(), *memory.more.items())},
+        "load_average": [round(load, 1) for load in loads], "equal": bool(taken) and not lost,
+    }
+
+
+def quantiles(probes: list[Probe], kind: str) -> dict[str, float | None]:
+    """Seconds from accepted to readable."""
+    seconds = [probe.readable[kind] - probe.accepted for probe in probes if kind in probe.readable]
+    points = np.quantile(seconds, [0.5, 0.9, 0.99, 1.0]).round(3).tolist() if seconds else [None] * 4
+    return dict(zip(("p50_s", "p90_s", "p99_s", "max_s"), points, strict=True))
+
+
+@contextlib.contextmanager
+def running(args: argparse.Namespace, work: Path, clock: EventTime) -> Iterator[tuple[Chain, subprocess.Popen[str]]]:
+    """Log, collector, load generator, runner and job, all ended afterwards."""
+    store = f"sqlite:{work / 'store.db'}"
+    common = ["--workspace", str(work), "--store", store, "--quiet"]
+    host, port = "127.0.0.1", free_port()
+    with contextlib.ExitStack() as stack:
+        roles: dict[str, Callable[[], list[int]]] = {}
+        log = f"dir:{work / 'log'}"
+        if args.log == "kafka":
+            broker = stack.enter_context(kafka.running(work / "services" / "kafka"))
+            broker.create_topic("events", 4)
+            log, roles["kafka"] = f"kafka://{broker.bootstrap}/events", _members(broker.process)
+        runner = stack.enter_context((flink if args.runner == "flink" else prism).running(work / "services" / args.runner))
+        collector = _started(stack, work, "collect", ["collect", "--log", log, "--port", str(port), *common])
+        collector.wait_ready(lambda: answers(port), 60, "the collector")
+        load = subprocess.Popen([sys.executable, "-m", "benchmarks.freshness_load"], stdin=subprocess.PIPE, text=True,
+                                stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+        stack.callback(load.kill)
+        assert load.stdin is not None
+        load.stdin.write(json.dumps(asdict(Job(host, port, clock, args.rate, args.users, args.stay))) + "\n")
+        load.stdin.flush()
+        job = _started(stack, work, "stream", ["stream", "--log", log, "--name", JOB, "--runner", args.runner, "--services",
+                                               str(work / "services"), *args.stream_flags.split(), *common])
+        roles |= {"collector": _members(collector)}
+        chain = Chain(store, host, port, job, roles)
+        if args.runner == "prism":
+            roles |= {"worker": _members(job), "prism": _members(runner.process)}
+        else:
+            roles |= {"worker": runner.worker_pids, "taskmanager": _members(runner.part("taskmanager")),
+                      "jobmanager": _members(runner.part("jobmanager")), "submitter": _members(job)}
+            chain.more["checkpoint_mib"] = lambda: _checkpoint_mib(runner)
+        chain.more["store_mib"] = lambda: (work / "store.db").stat().st_size / 2**20 if (work / "store.db").exists() else None
+        yield chain, load
+
+
+def _started(stack: contextlib.ExitStack, work: Path, name: str, command: list[str]) -> Process:
+    process = start(work, name, [*_BEAMREC, *command], parent=os.getpid())
+    stack.callback(process.stop)
+    return process
+
+
+def _members(process: Process | None) -> Callable[[], list[int]]:
+    return process.members if process is not None else list
+
+
+def _checkpoint_mib(cluster: flink.Cluster) -> float | None:
+    """Size of the newest complete checkpoint: all state, as Flink keeps it."""
+    try:
+        job = cluster.rest.find(f"beamrec-{JOB}")
+        latest: dict[str, Any] = cluster.rest.call(f"/jobs/{job}/checkpoints")["latest"]["completed"] or {}
+    except (UserError, LookupError):
+        return None
+    return latest["state_size"] / 2**20 if "state_size" in latest else None
+
+
+def _await_fresh(chain: Chain, probes: Probes) -> None:
+    """Waits until the job has caught up with what was sent before it ran."""
+    def fresh() -> bool:
+        _check(chain, probes)
+        since = time.monotonic() - 5
+        return any(USER in p.readable and ITEM in p.readable for p in probes.all[-200:] if p.accepted > since)
+
+    if not poll(fresh, _UP_S, 0.25):
+        raise UserError(f"no value became readable within {_UP_S:.0f} s; the job's log is {chain.job.log}, last lines:\n"
+                        f"{chain.job.tail()}")
+
+
+def _watch(seconds: float, chain: Chain, probes: Probes, what: str) -> list[float]:
+    """Lets time pass; returns the load average of each quarter."""
+    end, loads, told = time.monotonic() + seconds, [os.getloadavg()[0]], 0
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(1.0, left))
+        _check(chain, probes)
+        quarter = int(4 * (1 - max(0.0, end - time.monotonic()) / seconds))
+        if quarter > told:
+            told, loads = quarter, [*loads, os.getloadavg()[0]]
+            recent = [p.readable[USER] - p.accepted for p in probes.all[-400:] if USER in p.readable]
+            _say(f"{what}: {max(left - 1, 0):.0f} s left, lately {np.median(recent):.2f} s, at most {max(recent):.2f} s")
+    return loads
+
+
+def _check(chain: Chain, probes: Probes) -> None:
+    if probes.failure is not None:
+        raise UserError(f"probing failed: {probes.failure}; logs are in {chain.job.directory}") from probes.failure
+    if not chain.job.alive:
+        raise UserError(f"the job ended; its log is {chain.job.log}, last lines:\n{chain.job.tail()}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
