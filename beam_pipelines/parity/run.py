@@ -143,8 +143,9 @@ def _servers(plan: Plan, folder: Path) -> Iterator[tuple[str, Any]]:
         return
     from beam_pipelines.services import flink, kafka
 
-    with kafka.running(folder / "services") as broker, flink.running(folder / "services") as cluster:
-        broker.create_topic(_TOPIC, PARTITIONS)
+    services = folder / "services"
+    with kafka.running(services / "kafka") as broker, flink.running(services / "flink") as cluster:
+        broker.create_topic(_TOPIC, PARTITIONS, retention_ms="-1")  # the clicks are older than any retention
         yield f"kafka://{broker.bootstrap}/{_TOPIC}", cluster
 
 
