@@ -11,6 +11,7 @@ from serving.eventlog.base import (
     EventLog,
     LogBusy,
     LogError,
+    LogMissing,
     LogReader,
     LogUnavailable,
     LogUriError,
@@ -21,8 +22,8 @@ from serving.eventlog.base import (
 from serving.eventlog.local import MAX_PARTITIONS, LocalLog
 
 __all__ = [
-    "EventLog", "LogBusy", "LogError", "LogReader", "LogUnavailable", "LogUriError", "OffsetGone", "Producer", "open_log",
-    "partition_of",
+    "EventLog", "LogBusy", "LogError", "LogMissing", "LogReader", "LogUnavailable", "LogUriError", "OffsetGone", "Producer",
+    "open_log", "partition_of",
 ]
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")

@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from schemas.keys import hash64
-from transforms.records.base import MAX_RECORD_BYTES, Records
+from transforms.records.base import MAX_RECORD_BYTES, Records, SchemaRegistry
 
-__all__ = ["MAX_RECORD_BYTES", "EventLog", "LogBusy", "LogError", "LogReader", "LogUnavailable", "LogUriError", "OffsetGone",
-           "Producer", "Records", "partition_of"]
+__all__ = ["MAX_RECORD_BYTES", "EventLog", "LogBusy", "LogError", "LogMissing", "LogReader", "LogUnavailable", "LogUriError",
+           "OffsetGone", "Producer", "Records", "partition_of"]
 
 
 class LogError(RuntimeError):
@@ -24,6 +24,10 @@ class LogError(RuntimeError):
 
 class LogUriError(LogError):
     """A log URI, or its settings, that this build cannot open."""
+
+
+class LogMissing(LogError):  # noqa: N818 - a state
+    """There is no such log."""
 
 
 class LogUnavailable(LogError):  # noqa: N818 - it is a state, and the API says it so
@@ -107,9 +111,15 @@ class Producer(Protocol):
 
 
 class EventLog(Protocol):
-    """A log of one topic. Safe to use from several threads."""
+    """A log of one topic. Safe to use from several threads.
+
+    Attributes:
+      uri: opens it again.
+      registry: where the ids of Confluent headers are looked up; None when the log's settings name none.
+    """
 
     uri: str
+    registry: SchemaRegistry | None
 
     def partitions(self) -> int:
         """How many there are now; they may become more, never fewer."""

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from serving.eventlog import rdkafka
-from serving.eventlog.base import LogError, LogReader, LogUnavailable
+from serving.eventlog.base import LogError, LogMissing, LogReader, LogUnavailable
 from serving.eventlog.client_settings import (
     COMMON,
     CONSUMER,
@@ -25,6 +25,8 @@ from serving.eventlog.client_settings import (
 from serving.eventlog.kafka_objects import ObjectConsumer
 from serving.eventlog.kafka_producer import KafkaProducer
 from serving.eventlog.kafka_reader import KafkaReader, PartitionConsumer
+from serving.eventlog.registry import open_registry
+from transforms.records.base import SchemaRegistry
 
 _ASK_S = 10.0
 _MILLIS = 1000
@@ -42,7 +44,10 @@ class KafkaLog:
           LogUnavailable: the topic is to be created, and the broker does not answer.
         """
         self.uri, self.topic = uri, topic
-        self._settings = ClientSettings({"bootstrap.servers": bootstrap, **(settings or {})})
+        given = dict(settings or {})
+        self.registry: SchemaRegistry | None = open_registry(given)
+        kafkas = {name: value for name, value in given.items() if not name.startswith("schema.registry.")}
+        self._settings = ClientSettings({"bootstrap.servers": bootstrap, **kafkas})
         self._lock = threading.RLock()
         self._asker: Any = None
         self._sender: KafkaProducer | None = None
@@ -160,7 +165,7 @@ class KafkaLog:
         if found.error is not None or not found.partitions:
             if found.error is not None and found.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 raise LogError(f"{self.uri}: {found.error.str()}")
-            raise LogError(f"no topic {self.topic!r} at {self.uri}; the option partitions=4 of the URI creates it")
+            raise LogMissing(f"no topic {self.topic!r} at {self.uri}; the option partitions=4 of the URI creates it")
         return found
 
     def _watermarks(self, partition: int) -> tuple[int, int]:

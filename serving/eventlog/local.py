@@ -18,9 +18,10 @@ import numpy as np
 
 from schemas.workspace import write_atomically
 from serving.eventlog import segment
-from serving.eventlog.base import MAX_RECORD_BYTES, LogError, LogUnavailable, LogUriError, OffsetGone, Records
+from serving.eventlog.base import MAX_RECORD_BYTES, LogError, LogMissing, LogUnavailable, LogUriError, OffsetGone, Records
 from serving.eventlog.committer import LocalProducer
 from serving.eventlog.segment import Committed
+from transforms.records.base import SchemaRegistry
 
 SEGMENT_BYTES = 128 << 20
 MAX_PARTITIONS = 1024
@@ -37,6 +38,7 @@ class LocalLog:
           LogError: there is no log and partitions is None, or the folder cannot be used.
         """
         self.uri = f"dir:{path}"
+        self.registry: SchemaRegistry | None = None
         self.path = path
         self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
@@ -67,7 +69,7 @@ class LocalLog:
         try:
             stored = json.loads((self.path / "log.json").read_text())
         except FileNotFoundError as error:
-            raise LogError(f"no log at {self.path}; dir:{self.path}?partitions=4 creates one") from error
+            raise LogMissing(f"no log at {self.path}; dir:{self.path}?partitions=4 creates one") from error
         if stored.get("version") != 1:
             raise LogError(f"the log at {self.path} is of version {stored.get('version')}, which this build cannot read")
         return int(stored["partitions"])
