@@ -7,10 +7,17 @@ Every record goes to raw_events exactly as it came, with its partition and offse
 by day; what is no event to dead_letters with its reason. The offsets of a commit stand in its snapshot, so a writer that was
 killed goes on where the last commit ended and adds nothing twice. One writer at a time works on a lake; others wait.
 
+The collector's logs beside it are stored too, each once it is there: LOG-dead (what it refused) in dead_letters, LOG-items
+and LOG-users in items and users, where the newest updated_at wins; always from their beginning.
+
 Ctrl-C or SIGTERM commits what was read, then ends. A log or a lake that is away is waited for.
 
+This is a process of its own beside 'beamrec stream': a lake that is away delays no feature, and a stream that is stopped no
+lake. Both read the log by their own offsets.
+
 With --json, at the end: read = stored + duplicates + rejected, conflicts, rejected_by_reason, commits, lost (records that
-retention deleted before they were read), next (offset by partition).
+retention deleted before they were read), next (offset by partition); items and users changed, letters and next_beside of the
+logs beside it.
 """
 
 from __future__ import annotations
@@ -55,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     with Stage(f"lake from {args.log.partition('?')[0]}", quiet=config.quiet) as stage:
 
         def committed(written: Written) -> None:
-            stage.advance(note=f"{written.stored:,} stored, {written.rejected:,} rejected, {written.commits:,} commits")
+            beside = f", {written.items:,} items, {written.users:,} users" if written.items or written.users else ""
+            stage.advance(note=f"{written.stored:,} stored, {written.rejected:,} rejected, {written.commits:,} commits{beside}")
 
         try:
             written = write_lake(Lake.open(config.lake, config.catalog), args.log, start=args.start, until_end=args.until_end,
@@ -69,4 +77,7 @@ def run(args: argparse.Namespace) -> int:
               f"conflict), rejected {written.rejected:,}, in {written.commits:,} commits")
         for reason, number in written.rejected_by_reason.items():
             print(f"  rejected: {number:,} {reason} (table dead_letters)")
+        if written.next_beside:
+            print(f"beside it: {written.letters:,} dead letters stored; {written.items:,} items and {written.users:,} users "
+                  "changed")
     return 0

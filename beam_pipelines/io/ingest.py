@@ -210,20 +210,21 @@ class _Seen:
         return {str(key[0]): frame for key, frame in frames.items()}
 
 
-def upsert_items(lake: Lake, items: pa.Table) -> int:
+def upsert_items(lake: Lake, items: pa.Table, summary: Mapping[str, str] | None = None) -> int:
     """Upserts catalogue rows (columns of ``schemas.tables.ITEMS``); returns how many items changed.
 
-    One row is kept per item_id: the newest updated_at, of equal ones the row given last.
+    One row is kept per item_id: the newest updated_at, of equal ones the row given last. ``summary``: properties of the
+    snapshot, which there is only when something changed.
     """
-    return _upsert(lake, "items", "item_id", items)
+    return _upsert(lake, "items", "item_id", items, summary)
 
 
-def upsert_users(lake: Lake, users: pa.Table) -> int:
+def upsert_users(lake: Lake, users: pa.Table, summary: Mapping[str, str] | None = None) -> int:
     """Upserts user profiles (columns of ``schemas.tables.USERS``), as upsert_items does; returns how many changed."""
-    return _upsert(lake, "users", "user_id", users)
+    return _upsert(lake, "users", "user_id", users, summary)
 
 
-def _upsert(lake: Lake, name: str, key: str, rows: pa.Table) -> int:
+def _upsert(lake: Lake, name: str, key: str, rows: pa.Table, summary: Mapping[str, str] | None) -> int:
     schema = TABLES[name].schema
     with lake.writer():
         held = lake.read(name).select(schema.names).cast(schema).combine_chunks()
@@ -243,5 +244,5 @@ def _upsert(lake: Lake, name: str, key: str, rows: pa.Table) -> int:
         known = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
         same = ~differ(from_new.take(known), held.take(place.drop_null()))
         changed = len(from_new) - int(same.sum())
-        lake.replace_all(name, merged)
+        lake.replace_all(name, merged, summary)
     return changed

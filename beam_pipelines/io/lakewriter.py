@@ -2,13 +2,12 @@
 
 The offsets up to which a commit read stand in the summary of its snapshot of ``events``: the lake itself says where to go on.
 A writer that was killed reads some records again; they are known by their positions and event ids, so nothing is added twice.
+After each commit the logs beside it (dead letters of the collector, items, users) are stored too: ``lakeside``.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import random
+import functools
 import threading
 import time
 from collections import Counter
@@ -18,11 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ServiceUnavailableError
-from sqlalchemy.exc import OperationalError
 
 from beam_pipelines.io.ingest import Captured, IngestCounts, ingest
 from beam_pipelines.io.lake import Lake
+from beam_pipelines.io.lakeside import SideLogs, offsets_of, summary_of
+from beam_pipelines.io.lakewait import patiently
 from beam_pipelines.io.source_lane import Away, Lane, Reading, Start, Step
 from beam_pipelines.io.source_tracker import Span
 from schemas.tables import EVENTS, RAW_EVENTS
@@ -34,17 +33,21 @@ BUFFER_BYTES = 256 << 20
 _POLL_BYTES = 16 << 20
 _POLL_S = 0.2
 _NO_SKEW_S = 1e9
-_LONGEST_WAIT_S = 30.0
-_AWAY = (OSError, OperationalError, CommitFailedException, CommitStateUnknownException, ServiceUnavailableError)
 
 _NO_EVENTS = EVENTS.schema.empty_table().drop_columns("event_hash")
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass
 class Written:
-    """What a lake writer did so far: read = stored + duplicates + rejected; ``next``: the offsets it goes on from."""
+    """What a lake writer did so far.
+
+    Attributes:
+      read: events, = stored + duplicates + rejected; lost: records that retention deleted before they were read.
+      next: the offsets it goes on from.
+      items, users: upserts that changed something.
+      letters: dead letters from the logs beside the event log.
+      next_beside: offsets of those logs by dead, items and users, where they are there.
+    """
 
     read: int = 0
     stored: int = 0
@@ -55,6 +58,10 @@ class Written:
     lost: int = 0
     rejected_by_reason: dict[str, int] = field(default_factory=dict)
     next: dict[int, int] = field(default_factory=dict)
+    items: int = 0
+    users: int = 0
+    letters: int = 0
+    next_beside: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def add(self, counts: IngestCounts, offsets: Mapping[int, int]) -> None:
         """Counts a commit."""
@@ -67,16 +74,22 @@ class Written:
         self.commits += 1
         self.next = dict(offsets)
 
+    def look_beside(self, sides: SideLogs) -> None:
+        """Takes over what the logs beside gave so far."""
+        logs = sides.logs
+        self.items, self.users = logs["items"].stored, logs["users"].stored
+        self.letters = logs["dead"].stored + logs["items"].refused + logs["users"].refused
+        self.next_beside = {kind: dict(log.next) for kind, log in logs.items() if log.next}
+
 
 def committed_offsets(lake: Lake, source: str) -> dict[int, int]:
     """Where the lake's newest commit of a log ended, by partition; empty before the first."""
-    text = lake.newest_summary("events", _property(source))
-    return {int(p): int(offset) for p, offset in json.loads(text).items()} if text else {}
+    return offsets_of(lake, "events", source)
 
 
 def write_lake(lake: Lake, uri: str, *, start: Start = "earliest", until_end: bool = False, every_s: float = COMMIT_EVERY_S,
                stop: threading.Event | None = None, progress: Callable[[Written], None] | None = None) -> Written:
-    """Writes a log into ``raw_events``, ``events`` and ``dead_letters`` until told to stop.
+    """Writes a log into ``raw_events``, ``events`` and ``dead_letters`` until told to stop, and the logs beside it.
 
     Args:
       lake: where to.
@@ -98,7 +111,7 @@ def write_lake(lake: Lake, uri: str, *, start: Start = "earliest", until_end: bo
     reading = Reading(uri=uri, start=known or start, stop="end" if until_end else None, readers=1, watermark_delay_s=0.0,
                       idle_s=None, skew_s=_NO_SKEW_S, bundle_s=_POLL_S, linger_s=0.0, poll_bytes=_POLL_BYTES,
                       discover_s=30.0, on_gap="skip", run=f"lake:{uri}")
-    lane = Lane(reading, 0)
+    lane, sides = Lane(reading, 0), SideLogs(lake, uri)
     try:
         span = Span()
         while not (span.done and span.started) and not stop.is_set():
@@ -106,8 +119,10 @@ def write_lake(lake: Lake, uri: str, *, start: Start = "earliest", until_end: bo
             offsets = {p: place.next for p, place in span.places.items()}
             if gathered:
                 written.add(_commit(lake, source, gathered, offsets, stop), offsets)
-                if progress is not None:
-                    progress(written)
+            sides.catch_up(stop, until_end)
+            written.look_beside(sides)
+            if progress is not None:
+                progress(written)
     finally:
         lane.close()
     return written
@@ -157,17 +172,5 @@ def _commit(lake: Lake, source: str, gathered: list[Captured], offsets: Mapping[
             stop: threading.Event) -> IngestCounts:
     """Commits; a catalog or disk that is away is waited for, and nothing more is read meanwhile."""
     since = min(int(pc.min(part.raw["offset"]).as_py()) for part in gathered if part.raw is not None)
-    summary = {_property(source): json.dumps({str(p): o for p, o in sorted(offsets.items())})}
-    for attempt in range(1_000_000):
-        try:
-            return ingest(lake, gathered, sources=[source], since=since, across_days=False, summary=summary)
-        except _AWAY as error:
-            wait = min(0.5 * 2 ** min(attempt, 10), _LONGEST_WAIT_S) * random.uniform(0.5, 1)
-            _LOG.warning("the lake cannot be written (%s); next try in %.1f s", type(error).__name__, wait)
-            if stop.wait(wait) and attempt > 2:
-                raise  # told to end while the lake is away: what was gathered is read again next time
-    raise AssertionError("unreachable")
-
-
-def _property(source: str) -> str:
-    return f"beamrec.log.{source}"
+    return patiently(functools.partial(ingest, lake, gathered, sources=[source], since=since, across_days=False,
+                                       summary=summary_of(source, offsets)), stop)
