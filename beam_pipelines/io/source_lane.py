@@ -148,7 +148,7 @@ class Lane:
         except OffsetGone as gone:
             self._drop_reader()
             return self._skip(span, gone)
-        return self._decoded(span, reader, records)
+        return self._decoded(span, self._log, reader, records)
 
     def _begin(self, log: EventLog) -> Span:
         bounded = self._reading.stop is not None
@@ -202,10 +202,10 @@ class Lane:
         _LOG.error("%s; going on at %d", message, end)
         return Step(Span({**span.places, lost.partition: place._replace(next=end)}, True, span.closed), lost=(lost,))
 
-    def _decoded(self, span: Span, reader: LogReader, records: Records) -> Step:
+    def _decoded(self, span: Span, log: EventLog, reader: LogReader, records: Records) -> Step:
         now, positions, highs = _now(), reader.positions(), reader.high_watermarks()
         records = _before_stops(records, span.places)
-        decoded = decode(records, self.name) if len(records) else None
+        decoded = decode(records, self.name, log.registry) if len(records) else None
         newest = newest_events(decoded.events, records, now) if decoded else {}
         read = dict(zip(*np.unique(records.partition, return_counts=True), strict=True)) if len(records) else {}
         places = {p: place._replace(next=min(positions[p], place.stop), newest=max(place.newest, newest.get(p, place.newest)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from beam_pipelines.io.source_lane import Away, Lane, LogGap, close_lanes
 from beam_pipelines.io.source_tracker import Span
 from serving.eventlog import LogError
 from serving.eventlog.local import LocalLog
+from serving.eventlog.registry import SchemaRegistry
 
 
 @pytest.fixture
@@ -101,6 +103,21 @@ def test_bad_records_become_dead_letters_at_their_position(log: LocalLog) -> Non
     it = reader(log, stop="end").until_done()
     assert sorted(it.positions) == [(0, 0, 0), (0, 0, 1), (0, 2, 0)]
     assert sorted(it.dead) == [(0, 1, 0), (0, 2, 1)]
+
+
+def test_a_schema_registry_that_is_away_is_waited_for(log: LocalLog) -> None:
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        log.append(0, [b"\x00\x00\x00\x00\x07" + b"body"], NOON)
+        lane = Lane(reading(log.uri), 0)
+        span = lane.step(Span(), 0).span
+        assert lane._log is not None
+        lane._log.registry = SchemaRegistry(f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(Away):
+            lane.step(span, 0)
+    step = lane.step(span, 0)  # connected anew: a local log has no registry
+    assert step.dead is not None and step.span.places[0].next == 1
+    lane.close()
 
 
 def test_the_watermark_follows_the_slowest_partition_and_never_goes_back(log: LocalLog) -> None:
