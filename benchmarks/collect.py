@@ -6,8 +6,8 @@
 Events have about 400 bytes. First each connection sends its next request once it has its answer: requests_per_s (single
 events) and batch_events_per_s (100 a request), with p99_ms the worse 99th percentile of the two. Then requests are sent when
 they are due, 10,000 single ones and 150,000 events in batches a second (--single-rate, --batch-rate), whatever is
-outstanding, and latency counts from when they were due. lost and doubled count events answered with 202 that the log does
-not hold exactly once.
+outstanding, and latency counts from when they were due. server_us_* are processor microseconds of the server. lost and
+doubled count events answered with 202 that the log does not hold exactly once.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number, (name, (connections, rate, batch)) in enumerate(phases.items()):
             seconds = min(2.0, args.seconds) if name.startswith("warm") else args.seconds
             print(f"{name} ...", file=sys.stderr, flush=True)
+            before_s = _processor_s(process.pid)
             reports[name] = _load(Job(host, port, connections, seconds, batch, rate, number * _FIRST))
+            reports[name]["server_s"] = _processor_s(process.pid) - before_s
             sent.append((batch, np.array(reports[name]["accepted"], np.int64)))
         started = time.perf_counter()
         process.send_signal(signal.SIGTERM)
@@ -108,6 +110,8 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "batch_p99_ms": round(p99["batch"], 2), "paced_single_per_s": round(rate_of["paced_single"]),
         "paced_single_p99_ms": round(p99["paced_single"], 2),
         "paced_batch_events_per_s": round(rate_of["paced_batch"] * _BATCH), "paced_batch_p99_ms": round(p99["paced_batch"], 2),
+        "server_us_per_request": round(1e6 * reports["single"]["server_s"] / reports["single"]["sent"], 1),
+        "server_us_per_batch_event": round(1e6 * reports["batch"]["server_s"] / reports["batch"]["sent"] / _BATCH, 2),
         "events_answered": total, "lost": lost, "doubled": doubled,
         "not_202": sum(r["sent"] - len(r["accepted"]) for r in reports.values()), "stop_s": round(stop_s, 2),
         "log": uri.partition(":")[0], "workers": args.workers, "cores": os.cpu_count(),
@@ -127,6 +131,13 @@ def _listening(process: subprocess.Popen[str]) -> tuple[str, int]:
                 except (urllib.error.URLError, OSError):
                     time.sleep(0.1)
     raise RuntimeError("the collector did not start")
+
+
+def _processor_s(pid: int) -> float:
+    """Processor seconds of a process and of its children so far."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    fields = [Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split() for p in (pid, *map(int, children))]
+    return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def _load(job: Job) -> dict[str, Any]:
