@@ -102,6 +102,7 @@ class StreamConfig:
       name: of the job: its status row, its parts of --audit.
       start: earliest, latest, a time (microseconds) or exact offsets by partition.
       until_end: read what the log holds when the job starts, then end.
+      stop: where to end instead, exact offsets by partition; goes with until_end.
       lateness_s: how long after its pane an event still corrects values; whole seconds.
       watermark_delay_s: how far the watermark stays behind the newest event.
       flush_s: how long after a change cells are written, seconds of processing time.
@@ -130,6 +131,7 @@ class StreamConfig:
     idle_s: float | None = 10.0
     store_wait_s: float = 300.0
     metrics_port: int | None = None
+    stop: tuple[tuple[int, int], ...] | None = None
 
     @property
     def is_direct(self) -> bool:

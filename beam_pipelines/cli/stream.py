@@ -102,13 +102,13 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
     if lateness != int(lateness):
         raise UserError("--lateness is in whole seconds")
     return StreamConfig(
-        common, _absolute(args.log) if args.log else "", args.name, start_of(args.start), args.until_end, int(lateness),
+        common, absolute_log(args.log) if args.log else "", args.name, start_of(args.start), args.until_end, int(lateness),
         seconds(args.watermark_delay), seconds(args.flush), args.readers, args.user_buckets, args.item_buckets,
         tuple(args.groups) if args.groups else None, Path(args.audit).absolute() if args.audit else None,
         store_wait_s=seconds(args.store_wait), metrics_port=args.metrics_port)
 
 
-def _absolute(log: str) -> str:
+def absolute_log(log: str) -> str:
     """A local log's path means the same in every worker."""
     if not log.startswith("dir:"):
         return log

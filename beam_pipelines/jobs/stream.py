@@ -30,9 +30,10 @@ def construct(pipeline: beam.Pipeline, config: StreamConfig, run: str = "") -> N
     """Adds the whole job to a pipeline; ``run`` names it in the status row."""
     register()
     start: Any = dict(config.start) if isinstance(config.start, tuple) else config.start
+    stop: Any = dict(config.stop) if config.stop is not None else "end" if config.until_end else None
     read = pipeline | "Read the event log" >> ReadLog(
-        config.log, start=start, stop="end" if config.until_end else None, readers=config.readers,
-        watermark_delay_s=config.watermark_delay_s, idle_s=config.idle_s)
+        config.log, start=start, stop=stop, readers=config.readers, watermark_delay_s=config.watermark_delay_s,
+        idle_s=config.idle_s)
     build(read.events, config, read.dead, run)
 
 
