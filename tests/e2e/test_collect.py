@@ -97,7 +97,8 @@ def test_what_was_answered_is_in_the_log_once(server_of, tmp_path, how):
     again = server_of()
     assert again.post(CLICK).status_code == 202  # the log goes on after a crash
     again.stop()
-    assert len(events_in(tmp_path)) == len(found) + 1
+    later = Counter(r["event_id"] for r in events_in(tmp_path))  # what was written and not yet answered may be there too
+    assert set(found) < set(later) and set(later.values()) == {1}
 
 
 @pytest.mark.parametrize(("flags", "message"), [
