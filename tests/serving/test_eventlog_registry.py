@@ -25,7 +25,7 @@ def server():
     seen = []
 
     class Answer(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             seen.append((self.path, self.headers["Authorization"]))
             code, body = ANSWERS.get(self.path, (404, {"error_code": 40403}))
             self.send_response(code)

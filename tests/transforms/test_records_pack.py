@@ -87,6 +87,7 @@ def test_columns_of_a_newer_writer_are_left_out_and_missing_nullable_ones_are_nu
 @pytest.mark.parametrize("change", [
     lambda t: t.drop_columns(["user_id"]), lambda t: t.set_column(1, "user_id", pa.array([3])),
     lambda t: t.set_column(1, pa.field("user_id", pa.string()), pa.array([None], pa.string())),
+    lambda t: t.set_column(14, "categories", pa.array([[None]], t.schema.field("categories").type)),
     lambda t: t.set_column(3, "event_type", pa.array(["view"]).dictionary_encode()), lambda t: t.slice(0, 0).select([])])
 def test_columns_of_another_kind_make_a_dead_letter(change):
     table = pa.Table.from_batches([batch([event(1)])])

@@ -7,6 +7,7 @@ event.v1 without a header.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from transforms.records.base import (
 )
 from transforms.records.encoded import ENCODED_EVENTS, encoded, joined
 from transforms.records.kernels import LIBRARY
-from transforms.records.pack import MAGIC, PackError, unpack
+from transforms.records.pack import MAGIC, PackError, sound, unpack
 
 _CONFLUENT_HEADER, _OBJECT_HEADER = 5, 10
 
@@ -196,7 +197,8 @@ def _avro(records: Records, rows: Rows, skip: int, writer: Mapping[str, Any], le
 
 
 def _packs(records: Records, rows: Rows, letters: _Letters) -> list[_Part]:
-    batches, good = [], []
+    batches: list[pa.RecordBatch] = []
+    good: list[int] = []
     data = memoryview(np.ascontiguousarray(records.data).data)
     for row in rows.tolist():
         record = data[records.ends[row - 1] if row else 0 : records.ends[row]]
@@ -208,14 +210,28 @@ def _packs(records: Records, rows: Rows, letters: _Letters) -> list[_Part]:
             good.append(row)
         except PackError as error:
             letters.bury(records, row, TOO_LARGE if error.too_large else BAD_PACK, str(error))
+    whole = _combined(batches)
+    if not all(sound(part) for part in whole):
+        right = [sound(b) for b in batches]
+        for row, fine in zip(good, right, strict=True):
+            if not fine:
+                letters.bury(records, row, BAD_PACK, "a string is not UTF-8, or lies outside of the pack")
+        batches, good = list(itertools.compress(batches, right)), list(itertools.compress(good, right))
+        whole = _combined(batches)
     sizes = np.array([len(b) for b in batches], np.int64)
     origin = np.repeat(np.array(good, np.int64), sizes)
     index = (np.arange(len(origin)) - np.repeat(np.cumsum(sizes) - sizes, sizes)).astype(np.int32)
     parts, at = [], 0
-    for whole in pa.Table.from_batches(batches, arrow_schema("event")).combine_chunks().to_batches():  # one, below 2 GiB
-        parts.append(_Part(encoded(whole), origin[at : at + len(whole)], index[at : at + len(whole)]))
-        at += len(whole)
+    for part in whole:
+        parts.append(_Part(encoded(part), origin[at : at + len(part)], index[at : at + len(part)]))
+        at += len(part)
     return parts
+
+
+def _combined(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """All rows in one batch; in several beyond 2 GiB of one column."""
+    found: list[pa.RecordBatch] = pa.Table.from_batches(batches, arrow_schema("event")).combine_chunks().to_batches()
+    return found
 
 
 def _ordered(parts: list[_Part]) -> tuple[dict[str, pa.Array], Rows, npt.NDArray[np.int32]]:

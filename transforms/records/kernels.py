@@ -332,3 +332,21 @@ def number_strings(data: Bytes, begin: I64, size: I32) -> tuple[I32, I64]:
                     slot = (slot + 1) & (room - 1)
                 table[slot] = k
     return codes, first[:count]
+
+
+@njit(cache=True, nogil=True)
+def ascending(bounds: I32, limit: int) -> bool:
+    """Whether bounds begin at 0 or above, never fall, and end within ``limit``."""
+    wrong = bounds[0] < 0 or bounds[-1] > limit
+    for i in range(len(bounds) - 1):
+        wrong |= bounds[i + 1] < bounds[i]
+    return not wrong
+
+
+@njit(cache=True, nogil=True)
+def is_ascii(data: Bytes, begin: int, end: int) -> bool:
+    """Whether no byte of data[begin:end] is over 127."""
+    high = np.uint8(0)
+    for byte in data[begin:end]:
+        high |= byte
+    return bool(high < 0x80)
