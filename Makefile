@@ -7,7 +7,7 @@ WORKSPACE ?=
 SERVICES ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: help install services demo test lint bench clean
+.PHONY: help install services demo demo-stream test lint bench clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ services: $(STAMP) ## Kafka, Flink, Bigtable emulator, cbt and Prism into .servi
 
 demo: $(STAMP) ## The whole path on simulated data; DATA=PATH for MovieLens or Globo; WORKSPACE=DIR
 	$(BIN)/beamrec demo $(if $(DATA),--data "$(DATA)") $(if $(WORKSPACE),--workspace "$(WORKSPACE)")
+
+demo-stream: $(STAMP) ## The stream at work, without Java and servers; WORKSPACE=DIR
+	$(BIN)/beamrec demo --stream $(if $(WORKSPACE),--workspace "$(WORKSPACE)")
 
 test: $(STAMP) ## The test suite; BEAMREC_DATA=DIR adds the tests on real data
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile

@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 # Each extra is what one kind of machine needs; a server never installs Beam or TensorFlow.
 BATCH = ["apache-beam>=2.77,<3", "pyiceberg[sql-sqlite]>=0.12,<0.13", "polars>=2.1,<3", "fastavro>=1.13"]
-STREAM = ["confluent-kafka>=2.16,<3", "fastavro>=1.13"]
+STREAM = ["confluent-kafka>=2.16,<3", "fastavro>=1.13", "httpx>=0.28"]
 TRAIN = [
     *BATCH,
     "tensorflow>=2.21,<2.22",

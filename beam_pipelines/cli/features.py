@@ -94,7 +94,13 @@ def _list(args: argparse.Namespace) -> int:
         print(f"{group.name} ({group.entity}, {group.source}, {group.layout})")
         for feature in FEATURES:
             if feature.group == group.name:
-                window = "all time" if feature.window is None else f"{feature.window // 86_400} d"
+                window = _window(feature.window)
                 print(f"  {feature.name:<24} {window:<9} default {'null' if feature.default is None else feature.default!s:<5} "
                       f"{feature.description}")
     return 0
+
+
+def _window(seconds: int | None) -> str:
+    if seconds is None:
+        return "all time"
+    return next(f"{seconds // size} {unit}" for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)) if seconds >= size)
