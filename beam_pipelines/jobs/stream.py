@@ -19,6 +19,7 @@ from beam_pipelines.io.stream_sink import WriteCells
 from beam_pipelines.io.stream_status import WriteStatus
 from beam_pipelines.options import StreamConfig
 from schemas.metric_names import EVENTS_READ, by_segment, rejected
+from transforms.accumulators.stream.item import ItemState
 from transforms.beam.stream.coder import register
 from transforms.beam.stream.stages import KeepItems, KeepUsers, SplitByUser
 from transforms.beam.stream.state import Rules
@@ -51,8 +52,9 @@ def build(events: beam.PCollection, config: StreamConfig, dead: beam.PCollection
     name, store = config.name, config.common.store
     flush_s = None if config.is_direct else config.flush_s
     rules = Rules(config.lateness_s * 1_000_000, config.groups, config.audit is not None)
+    wants_items = config.groups is None or any(group in ItemState.GROUPS for group in config.groups)
     users = (events | "Split" >> SplitByUser(config.user_buckets)
-             | "Users" >> KeepUsers(rules, name, flush_s, config.item_buckets))
+             | "Users" >> KeepUsers(rules, name, flush_s, config.item_buckets if wants_items else 0))
     items = users.items | "Items" >> KeepItems(rules, name, flush_s)
     stamps = [
         events.pipeline | "Beat" >> beam.Create([(name, "{}")], reshuffle=False).with_output_types(STAMPED),

@@ -100,7 +100,7 @@ class Running:
         return bool(PipelineState.is_terminal(self.result.state))
 
     def status(self) -> dict[str, Any] | None:
-        """The status row of this run, None before the first; a run that was resumed writes under the name of the first."""
+        """The job's status row, None before the first; until this run has written one, its ``run`` is an earlier one."""
         return status_of(self.config)
 
     def wait(self, tell: Callable[[dict[str, Any]], None] | None = None, seconds: float | None = None) -> str:

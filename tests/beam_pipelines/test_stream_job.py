@@ -298,8 +298,9 @@ def test_wrong_input_is_one_clear_line(flags: list[str], says: str, tmp_path: Pa
     assert says in error and len(error.splitlines()) == 1
 
 
-def test_direct_needs_an_end(bounded: tuple[str, StreamConfig, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["stream", "--log", bounded[0], "--runner", "direct", "--workspace", str(tmp_path)]) == 2
+def test_direct_needs_an_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_log(f"dir:{tmp_path}/log?partitions=1").close()
+    assert main(["stream", "--log", f"dir:{tmp_path}/log", "--runner", "direct", "--workspace", str(tmp_path)]) == 2
     assert "--until-end" in capsys.readouterr().err
 
 

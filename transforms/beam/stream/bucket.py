@@ -202,4 +202,9 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
             held.deltas.clear()
             self._state_bytes.update(len(data))
         held.marker.write(live.changed().pack())
-        return cells
+        return as_one(cells)
+
+
+def as_one(cells: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """A flush as one batch: an entity's groups lie on the same pages of a store, which is then written once."""
+    return pa.Table.from_batches(cells).combine_chunks().to_batches() if len(cells) > 1 else cells

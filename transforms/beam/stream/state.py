@@ -53,7 +53,7 @@ class Rules:
 
     Attributes:
       lateness: microseconds that an event may come after its pane ended.
-      groups: feature groups that are kept and written; None: all.
+      groups: feature groups that are kept and written; None: all, and the items that users are done with.
       audit: whether rows that are final are given out, by the hour in which they became final.
     """
 

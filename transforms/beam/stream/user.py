@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.event_types import EVENT_TYPES
 from schemas.keys import hash64_column
 from schemas.stream_cells import PANE
 from transforms.accumulators.events import Events
@@ -46,6 +47,9 @@ class Taken:
     late: dict[tuple[str, str], int]
 
 
+_CONSUMES = np.array([t.consumes for t in EVENT_TYPES])
+
+
 class _Seen(msgspec.Struct):
     panes: list[int]
     counts: list[int]
@@ -62,7 +66,7 @@ class UserBucket(Bucket):
         super().__init__(rules, UserState(groups_of(UserState, rules.groups)))
         self.seen = SeenEvents()
         self._with_pairs = "pairs" in self.state.extras
-        self._suppressed: list[pa.RecordBatch] = []
+        self._consumed: list[tuple[npt.NDArray[np.uint64], pa.Array, pa.Array, npt.NDArray[np.int64]]] = []
 
     @classmethod
     def new(cls, rules: Rules) -> Self:
@@ -94,11 +98,13 @@ class UserBucket(Bucket):
         events = Events(fresh)
         self.state.add(events)
         self.touch(users, times)
-        consumed = np.flatnonzero(events.consumes)
-        if len(consumed):
-            rows = pa.array(consumed)
-            self._suppressed.append(suppression_rows(users[consumed], fresh.column("user_id").take(rows),
-                                                     fresh.column("item_id").take(rows), times[consumed]))
+        if self.rules.groups is None:
+            has_item = fresh.column("item_id").is_valid().to_numpy(zero_copy_only=False)
+            consumed = np.flatnonzero(_CONSUMES[events.type] & has_item)
+            if len(consumed):
+                rows = pa.array(consumed)
+                self._consumed.append((users[consumed], fresh.column("user_id").take(rows),
+                                       fresh.column("item_id").take(rows), times[consumed]))
 
     def replay(self, payload: bytes) -> None:
         """See Bucket."""
@@ -112,8 +118,8 @@ class UserBucket(Bucket):
 
     def pending_cells(self) -> list[pa.RecordBatch]:
         """See Bucket: suppressions."""
-        cells, self._suppressed = self._suppressed, []
-        return cells
+        consumed, self._consumed = self._consumed, []
+        return [suppression_rows(*rows) for rows in consumed]
 
     def expire(self, horizon: int) -> None:
         """See Bucket."""
