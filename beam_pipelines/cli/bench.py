@@ -6,6 +6,7 @@
   beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
   beamrec bench source [--json]        the event log: polled, decoded, through the source on Prism and Flink
   beamrec bench collect [--json]       the collector under load: requests/s, events/s, p99, nothing lost
+  beamrec bench stream [--json]        the streaming job catching up on Flink, and where its time goes
 
 'beamrec bench NAME --help' shows the sizes that can be changed. Data is made once, under --work.
 """
@@ -16,7 +17,7 @@ import argparse
 import importlib
 import sys
 
-BENCHMARKS = ("affinity", "collect", "freshness", "incremental", "recommend", "source")
+BENCHMARKS = ("affinity", "collect", "freshness", "incremental", "recommend", "source", "stream")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ from typing import Any
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, StreamConfig, add_common_flags
+from schemas.features import GROUPS
 from schemas.metric_names import CELLS_WRITTEN, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, EVENTS_READ
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -99,6 +100,9 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
     for name in ("user_buckets", "item_buckets"):
         if (n := getattr(args, name)) < 1 or n & (n - 1):
             raise UserError(f"--{name.replace('_', '-')} is a power of two, not {n}")
+    known = [group.name for group in GROUPS if group.source == "stream"]
+    if args.groups and (unknown := [name for name in args.groups if name not in known]):
+        raise UserError(f"--groups: no stream group {', '.join(unknown)}; there are {', '.join(known)}")
     lateness = seconds(args.lateness)
     if lateness != int(lateness):
         raise UserError("--lateness is in whole seconds")
