@@ -100,8 +100,8 @@ def events_of(events: int, users: int, items: int) -> pa.Table:
 def pane_counts(table: pa.Table) -> pl.DataFrame:
     """Events per user and pane, by Polars."""
     times = table["occurred_at"].cast(pa.int64()).to_numpy()
-    return (pl.DataFrame({"user_id": pl.from_arrow(table["user_id"]), "start": times}).with_columns(pl.col("start") // PANE * PANE).group_by("user_id", "start").agg(pl.len().alias("events"))
-            .sort("user_id", "start"))
+    rows = pl.DataFrame({"user_id": pl.from_arrow(table["user_id"]), "start": times // PANE * PANE})
+    return rows.group_by("user_id", "start").agg(pl.len().alias("events")).sort("user_id", "start")
 
 
 def _fill(args: argparse.Namespace, work: Path, table: pa.Table, single: bool) -> str:

@@ -14,7 +14,7 @@ changed, its whole cells are written, so readers slide windows and end sessions 
 after its pane is left to the batch: it is in the lake, and counted here by type and surface.
 
 Runners: prism (one machine, no Java), flink (checkpoints, --resume, --drain), direct (in this process, with --until-end), or
-any runner of Beam; flags that this command does not know go to Beam.
+any runner of Beam; flags after -- go to Beam: beamrec stream --log URI --runner DataflowRunner -- --project P --region R
 
 The status row is written every second; 'beamrec show' and the API take stream values only while it is young. With --audit, the
 panes, sessions and minutes that can change no more go to DIR as Parquet, each once.
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flink.add_argument("--checkpoint-every", default="2s", metavar="T", help="between checkpoints (default: 2s)")
     parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: WORKSPACE/services)")
     parser.add_argument("--status", action="store_true", help="print the status row of the job and end")
+    parser.add_argument("beam_args", nargs="*", metavar="-- BEAM FLAGS", help="flags for Beam, after --")
     add_common_flags(parser)
 
 
