@@ -17,7 +17,7 @@ from serving.features import FeatureReader, FeatureValue
 from serving.read import ListReader, Request
 from serving.stores.base import Store
 
-WAIT_S = 30.0
+WAIT_S, PROBE_WAIT_S = 30.0, 90.0
 POLL_S = 0.02
 PROBES_EVERY_S = 0.2
 _QUIET_S = 2.5  # nothing is to change for so long, to call it unchanged
@@ -140,7 +140,7 @@ class Probes:
     """Times the way from accepted to readable: single views of users nobody had before, a few each second.
 
     ``with Probes(store, url, prefix) as probes: ...``; then ``probes.seconds`` holds one figure each; ``probes.lost``
-    counts those that could not be read within WAIT_S, ``probes.sent`` all.
+    counts those that could not be read within PROBE_WAIT_S, ``probes.sent`` all.
     """
 
     def __init__(self, store: Store, url: str, prefix: str) -> None:
@@ -186,7 +186,7 @@ class Probes:
                 waited = time.monotonic() - since
                 if cells:
                     self.seconds.append(waited)
-                elif waited < WAIT_S:
+                elif waited < PROBE_WAIT_S:
                     continue
                 else:
                     self.lost += 1
