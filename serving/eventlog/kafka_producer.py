@@ -20,7 +20,6 @@ from serving.eventlog.committer import MAX_BACKLOG_BYTES, tell
 _RETRY_S = 0.1
 _AWAY_S = 1.0
 _CLOSE_S = 30.0
-_SAID_AGAIN_S = 4.0  # the client tries to connect every two seconds at the latest
 
 Outcome = int | LogError
 Done = Callable[[Outcome], None]
@@ -40,7 +39,7 @@ class KafkaProducer:
         self.partitions, self._max = partitions, max_backlog_bytes
         self._lock = threading.Lock()
         self._backlog = self._pending = 0
-        self._away, self._away_until = "", 0.0  # why nothing is delivered now; said again while it lasts
+        self._away = ""  # why nothing is delivered now
         self._spoilt = self._closed = False
         self._futures: set[asyncio.Future[int]] = set()
         self._outcomes: list[tuple[asyncio.Future[int], Outcome]] = []
@@ -104,7 +103,7 @@ class KafkaProducer:
         with self._lock:
             if self._closed:
                 raise LogUnavailable("the producer is closed")
-            if self._pending and time.monotonic() < self._away_until:  # what waits already finds out when it is back
+            if self._away and self._pending:  # what waits already finds out when it is back
                 raise LogUnavailable(f"{self._uri} is away: {self._away}", _AWAY_S)
             if self._backlog + len(record) > self._max:
                 raise LogBusy(f"{self._backlog:,} bytes wait to be written to {self._uri}", _RETRY_S)
@@ -146,7 +145,7 @@ class KafkaProducer:
     def _delivered(self, size: int, done: Done, error: KafkaError | None, message: Message) -> None:
         self._settled(size)
         if error is None:
-            self._away_until = 0.0
+            self._away = ""
             done(message.offset() or 0)
             return
         self._spoilt |= error.fatal()
@@ -159,7 +158,7 @@ class KafkaProducer:
         if error.fatal():
             self._spoilt = True
         elif error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL):
-            self._away, self._away_until = self._settings.scrub(error.str()), time.monotonic() + _SAID_AGAIN_S
+            self._away = self._settings.scrub(error.str())
 
     def _settled(self, size: int) -> None:
         with self._idle:

@@ -13,6 +13,7 @@ from transforms.records.base import MAX_RECORD_BYTES
 _PAUSE_S = 0.002  # between looks for new records
 _MOST = 20_000  # messages of a partition at a time
 _ASK_S = 10.0
+_PROBE_S = 0.5
 _GONE = {rdkafka.AUTO_OFFSET_RESET, rdkafka.OFFSET_OUT_OF_RANGE}
 
 
@@ -40,7 +41,7 @@ class KafkaReader:
         self._positions: dict[int, int] = {}
         self._failed: dict[int, LogError] = {}  # partitions that give nothing more until seek
         self._only: frozenset[int] | None = None
-        self._trouble = ""
+        self._away = self._trouble = ""  # why no broker answers; what else went wrong since the last poll
         self._average = 256.0
         self._turn = 0
         self._consumer = connect(self._on_error)
@@ -52,7 +53,7 @@ class KafkaReader:
 
     def _on_error(self, code: int, text: str) -> None:
         if code in (rdkafka.ALL_BROKERS_DOWN, rdkafka.AUTHENTICATION, rdkafka.SSL):
-            self._trouble = self._scrub(text) or self._consumer.text(code)
+            self._away = self._scrub(text) or self._consumer.text(code)  # said once an outage
 
     def seek(self, positions: Mapping[int, int]) -> None:
         """Goes on at other positions, for the partitions named."""
@@ -94,12 +95,13 @@ class KafkaReader:
                     raise self._failed[partition]
             records = self._sweep(active, max_bytes)
             if len(records):
-                self._trouble = ""
                 return records
             if any(p in self._failed for p in active):
                 continue
-            if self._trouble:
-                text, self._trouble = self._trouble, ""
+            if self._away and active and self._consumer.watermarks(active[0], _PROBE_S) is not None:
+                self._away = ""
+            if self._away or self._trouble:
+                text, self._trouble = self._away or self._trouble, ""
                 raise LogUnavailable(f"{self._uri} is away: {text}")
             pause = deadline - time.monotonic()
             if pause <= 0:
