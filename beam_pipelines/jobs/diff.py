@@ -5,12 +5,12 @@ Both are scanned in row order and merged, so memory does not grow with them, and
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.jobs.replay import STREAM_GROUPS, Replay, folder, store_uri
@@ -18,15 +18,17 @@ from beam_pipelines.options import Config
 from schemas.cells import CellError
 from schemas.features import DAY, Feature, features_of
 from schemas.keys import USER, hash64
-from schemas.stream_cells import Listed, extract
+from schemas.stream_cells import RINGS, Listed, extract, extract_rings
 from serving.stores import StoreError, open_store
 from serving.stores.base import Cell, Store
 
 LIVE = "live"
 UNREADABLE = "(unreadable)"
 _TELL_ROWS = 5_000
+_CHUNK_ROWS = 2_000
 
 Value = float | Listed
+_Row = tuple[str, Cell | None, Cell | None]
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,16 @@ def compare(a: Side, b: Side, at: int, groups: Sequence[str] | None = None, top:
 def compare_group(a: Store, b: Store, group: str, at: int, top: int = 10,
                   tell: Callable[[str, int], None] | None = None) -> GroupDiff:
     """Compares the cells of one stream group; see ``compare``."""
-    out, features = GroupDiff(group), features_of(group)
-    worst: list[tuple[float, int, FeatureDiff]] = []
-    order = itertools.count()
+    out, waiting = GroupDiff(group), list[_Row]()
+
+    def settle() -> None:
+        differing, named = (_ring_differences if group in RINGS else _differences)(group, waiting, at, top)
+        out.differing += differing
+        out.equal_values += len(waiting) - differing
+        # The sort is stable: of equal differences the first in row order stays.
+        out.largest = sorted([*out.largest, *named], key=_size, reverse=True)[:top]
+        waiting.clear()
+
     for seen, (row, ours, theirs) in enumerate(joined(a.scan_features("stream", group), b.scan_features("stream", group)), 1):
         if tell is not None and seen % _TELL_ROWS == 0:
             tell(group, _TELL_ROWS)
@@ -155,18 +164,10 @@ def compare_group(a: Store, b: Store, group: str, at: int, top: int = 10,
         if ours is not None and theirs is not None and ours.value == theirs.value:
             out.equal_bytes += 1
             continue
-        differences = _differences(group, features, row, ours, theirs, at)
-        if not differences:
-            out.equal_values += 1
-            continue
-        out.differing += 1
-        for found in differences:  # of equal ones the first in row order stays
-            entry = (math.inf if found.difference is None else found.difference, -next(order), found)
-            if len(worst) < top:
-                heapq.heappush(worst, entry)
-            elif worst and entry > worst[0]:
-                heapq.heapreplace(worst, entry)
-    out.largest = [found for *_, found in sorted(worst, reverse=True)]
+        waiting.append((row, ours, theirs))
+        if len(waiting) == _CHUNK_ROWS:
+            settle()
+    settle()
     return out
 
 
@@ -198,19 +199,47 @@ def _window(group: str) -> int:
     return 1_000_000 * max(feature.window or DAY for feature in features_of(group))
 
 
-def _differences(group: str, features: Sequence[Feature], row: str, a: Cell | None, b: Cell | None,
-                 at: int) -> list[FeatureDiff]:
+def _differences(group: str, rows: Sequence[_Row], at: int, top: int) -> tuple[int, list[FeatureDiff]]:
+    """How many rows differ, and the ``top`` largest differences."""
+    features, differing, found = features_of(group), 0, list[FeatureDiff]()
+    for row, a, b in rows:
+        before = len(found)
+        try:
+            ours, theirs = (extract(group, cell.value, at) if cell is not None else {} for cell in (a, b))
+        except CellError:
+            found.append(FeatureDiff(UNREADABLE, masked(row), None, None, None))
+            differing += 1
+            continue
+        for feature in features:
+            left, right = _value(ours, feature), _value(theirs, feature)
+            size = _distance(left, right)
+            if size is None or size > 0:
+                found.append(FeatureDiff(feature.name, masked(row), _said(left), _said(right), size))
+        differing += len(found) > before
+    return differing, sorted(found, key=_size, reverse=True)[:top]
+
+
+def _ring_differences(group: str, rows: Sequence[_Row], at: int, top: int) -> tuple[int, list[FeatureDiff]]:
+    """The same of counts, all rows at once: their features are numbers, 0 where there is no cell."""
+    features = features_of(group)
+    sides = np.zeros((2, len(rows), len(features)), np.int64)
     try:
-        ours, theirs = (extract(group, cell.value, at) if cell is not None else {} for cell in (a, b))
-    except CellError:
-        return [FeatureDiff(UNREADABLE, masked(row), None, None, None)]
-    found = []
-    for feature in features:
-        left, right = _value(ours, feature), _value(theirs, feature)
-        size = _distance(left, right)
-        if size is None or size > 0:
-            found.append(FeatureDiff(feature.name, masked(row), _said(left), _said(right), size))
-    return found
+        for side in (0, 1):
+            held = [i for i, row in enumerate(rows) if row[side + 1] is not None]
+            if held:
+                values = extract_rings(group, [rows[i][side + 1].value for i in held], at)  # type: ignore[union-attr]
+                sides[side, held, : values.shape[1]] = values
+    except CellError:  # one of them; row by row it is found
+        return _differences(group, rows, at, top)
+    size = np.abs(sides[0] - sides[1])
+    largest = np.argsort(-size, axis=None, kind="stable")[: min(top, np.count_nonzero(size))]
+    found = [FeatureDiff(features[f].name, masked(rows[r][0]), float(sides[0, r, f]), float(sides[1, r, f]), float(size[r, f]))
+             for r, f in zip(*(index.tolist() for index in np.unravel_index(largest, size.shape)), strict=True)]
+    return int((size > 0).any(axis=1).sum()), found
+
+
+def _size(found: FeatureDiff) -> float:
+    return math.inf if found.difference is None else found.difference
 
 
 def _value(found: dict[str, Any], feature: Feature) -> Value | None:

@@ -250,9 +250,11 @@ def _no_flink_job(runner: str, services: Path, name: str) -> None:
     """Raises UserError when Flink runs a job of this name: one whose command was killed runs on."""
     if runner != "flink":
         return
+    from beam_pipelines.services.flink_rest import ENDED
+
     rest = cluster_of(services).rest
     job = rest.find(f"beamrec-{name}")
-    if job is not None and rest.jobs().get(job) in ("CREATED", "RUNNING", "RESTARTING"):
+    if job is not None and rest.state(job) not in ENDED:
         raise UserError(f"{name} is in use: Flink job {job} runs; if it is of a replay that was killed: "
                         f"beamrec replay drop {name}")
 
