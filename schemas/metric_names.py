@@ -50,8 +50,6 @@ CELLS_RETRIED = "cells_retried"
 """Writes to the store that failed and were tried again."""
 FLUSH_MS = "flush_ms"
 """Distribution: how long writing a flush's cells took, in milliseconds."""
-FRESHNESS_MS = "freshness_ms"
-"""Distribution: from an event's ingested_at to its value in the store, in milliseconds."""
 
 
 def by_segment(name: str, *segment: str) -> str:
