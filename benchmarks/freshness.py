@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the benchmark."""
     parser.add_argument("--rate", type=float, default=5000, help="events per second (default: 5000)")
     parser.add_argument("--seconds", type=float, default=300, help="measured, after the warm-up (default: 300)")
-    parser.add_argument("--warm-up", type=float, default=20, help="seconds after the first fresh value (default: 20)")
-    parser.add_argument("--users", type=int, default=20_000, help="active at any moment (default: 20,000)")
+    parser.add_argument("--warm-up", type=float, default=20, help="seconds of load before (default: 20)")
+    parser.add_argument("--users", type=int, default=200_000, help="active at any moment (default: 200,000)")
     parser.add_argument("--stay", type=float, default=1800, metavar="S",
                         help="seconds of event time after which a user has left for good (default: 1800)")
     parser.add_argument("--speed", type=float, default=1.0, metavar="X",
@@ -77,6 +77,7 @@ class Chain:
     job: Process
     roles: dict[str, Callable[[], list[int]]]
     more: dict[str, Callable[[], float | None]] = field(default_factory=dict)
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
@@ -84,18 +85,17 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
     work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     clock = EventTime(time.time(), args.seconds + args.warm_up + _UP_S, args.speed)
-    with running(args, work, clock) as (chain, load), Memory(chain.roles, chain.more) as memory, \
+    with running(args, work) as chain, Memory(chain.roles, chain.more) as memory, \
             Probes(chain.store, chain.host, chain.port, clock) as probes:
         _say(f"processes are up; their logs are in {work}")
         _await_fresh(chain, probes)
+        load = _load(chain, Job(chain.host, chain.port, clock, args.rate, args.users, args.stay))
         _watch(args.warm_up, chain, probes, "warming up")
         begin, wall = time.monotonic(), time.time()
         loads = _watch(args.seconds, chain, probes, "measuring")
         end = time.monotonic()
         probes.settle(_SETTLE_S)
-        if load.stdin is not None:
-            load.stdin.close()
-        sent = json.loads(load.stdout.read() if load.stdout is not None else "{}")
+        sent = json.loads(load.communicate()[0])
     taken = [probe for probe in probes.all if begin <= probe.accepted < end]
     accepted = sum(n for second, n in sent["accepted"].items() if wall <= int(second) < wall + end - begin)
     lost = sum(USER not in probe.readable or ITEM not in probe.readable for probe in taken)
@@ -106,6 +106,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
         "refused": sent["rejected"] + probes.refused, "retries": sent["retries"], "sender_behind_s": round(sent["behind_s"], 2),
         "runner": args.runner, "log": args.log, "flags": args.stream_flags or "defaults", "users": args.users,
         "stay_s": args.stay, "speed": args.speed,
+        "cores": {role: round(series.between(begin, end), 3) for role, series in memory.cpu.items()},
         **{f"{role}_rss_mib": series.since(begin) for role, series in memory.mib.items() if series.values},
         **{name: series.since(begin) for name, series in memory.more.items() if series.values},
         "over_time": {name: series.thinned(begin) for name, series in (*memory.mib.items(), *memory.more.items())},
@@ -121,8 +122,8 @@ def quantiles(probes: list[Probe], kind: str) -> dict[str, float | None]:
 
 
 @contextlib.contextmanager
-def running(args: argparse.Namespace, work: Path, clock: EventTime) -> Iterator[tuple[Chain, subprocess.Popen[str]]]:
-    """Log, collector, load generator, runner and job, all ended afterwards."""
+def running(args: argparse.Namespace, work: Path) -> Iterator[Chain]:
+    """Log, collector, runner and job, all ended afterwards."""
     store = f"sqlite:{work / 'store.db'}"
     common = ["--workspace", str(work), "--store", store, "--quiet"]
     host, port = "127.0.0.1", free_port()
@@ -136,16 +137,10 @@ def running(args: argparse.Namespace, work: Path, clock: EventTime) -> Iterator[
         runner = stack.enter_context((flink if args.runner == "flink" else prism).running(work / "services" / args.runner))
         collector = _started(stack, work, "collect", ["collect", "--log", log, "--port", str(port), *common])
         collector.wait_ready(lambda: answers(port), 60, "the collector")
-        load = subprocess.Popen([sys.executable, "-m", "benchmarks.freshness_load"], stdin=subprocess.PIPE, text=True,
-                                stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
-        stack.callback(load.kill)
-        assert load.stdin is not None
-        load.stdin.write(json.dumps(asdict(Job(host, port, clock, args.rate, args.users, args.stay))) + "\n")
-        load.stdin.flush()
         job = _started(stack, work, "stream", ["stream", "--log", log, "--name", JOB, "--runner", args.runner, "--services",
                                                str(work / "services"), *args.stream_flags.split(), *common])
         roles |= {"collector": _members(collector)}
-        chain = Chain(store, host, port, job, roles)
+        chain = Chain(store, host, port, job, roles, stack=stack)
         if args.runner == "prism":
             roles |= {"worker": _members(job), "prism": _members(runner.process)}
         else:
@@ -153,13 +148,24 @@ def running(args: argparse.Namespace, work: Path, clock: EventTime) -> Iterator[
                       "jobmanager": _members(runner.part("jobmanager")), "submitter": _members(job)}
             chain.more["checkpoint_mib"] = lambda: _checkpoint_mib(runner)
         chain.more["store_mib"] = lambda: (work / "store.db").stat().st_size / 2**20 if (work / "store.db").exists() else None
-        yield chain, load
+        yield chain
 
 
 def _started(stack: contextlib.ExitStack, work: Path, name: str, command: list[str]) -> Process:
     process = start(work, name, [*_BEAMREC, *command], parent=os.getpid())
     stack.callback(process.stop)
     return process
+
+
+def _load(chain: Chain, job: Job) -> subprocess.Popen[str]:
+    load = subprocess.Popen([sys.executable, "-m", "benchmarks.freshness_load"], stdin=subprocess.PIPE, text=True,
+                            stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    chain.stack.callback(load.kill)
+    chain.roles["load"] = lambda: [load.pid]
+    assert load.stdin is not None
+    load.stdin.write(json.dumps(asdict(job)) + "\n")
+    load.stdin.flush()
+    return load
 
 
 def _members(process: Process | None) -> Callable[[], list[int]]:
@@ -170,6 +176,8 @@ def _checkpoint_mib(cluster: flink.Cluster) -> float | None:
     """Size of the newest complete checkpoint: all state, as Flink keeps it."""
     try:
         job = cluster.rest.find(f"beamrec-{JOB}")
+        if job is None:
+            return None
         latest: dict[str, Any] = cluster.rest.call(f"/jobs/{job}/checkpoints")["latest"]["completed"] or {}
     except (UserError, LookupError):
         return None
@@ -177,7 +185,7 @@ def _checkpoint_mib(cluster: flink.Cluster) -> float | None:
 
 
 def _await_fresh(chain: Chain, probes: Probes) -> None:
-    """Waits until the job has caught up with what was sent before it ran."""
+    """Waits until the job runs: a probe's values have become readable at once."""
     def fresh() -> bool:
         _check(chain, probes)
         since = time.monotonic() - 5

@@ -11,7 +11,6 @@ import random
 import sys
 import threading
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 PATH = "/v1/events"
@@ -68,7 +67,7 @@ class Report:
     sent: int = 0
     rejected: int = 0
     retries: int = 0
-    accepted: Counter[int] = field(default_factory=Counter)
+    accepted: dict[int, int] = field(default_factory=dict)
     behind_s: float = 0.0
 
 
@@ -103,7 +102,8 @@ class _Sender:
                 self._report.sent += job.batch
                 self._report.retries += retries
                 self._report.behind_s = max(self._report.behind_s, late)
-                self._report.accepted[int(time.time())] += done
+                second = int(time.time())
+                self._report.accepted[second] = self._report.accepted.get(second, 0) + done
                 self._report.rejected += job.batch - done
 
     def _post(self, connection: http.client.HTTPConnection, body: bytes) -> tuple[int, int]:

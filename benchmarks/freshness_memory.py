@@ -1,9 +1,11 @@
-"""Memory of processes, sampled every second, and whether it grows."""
+"""Memory and CPU time of processes, sampled every second, and whether memory grows."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,11 @@ class Series:
         return {"first": round(float(values[0]), 1), "last": round(float(values[-1]), 1),
                 "max": round(float(values.max()), 1), "growth_per_min": round(growth, 2)}
 
+    def between(self, begin: float, end: float) -> float:
+        """Of a count that only grows: how much a second."""
+        kept = [(t, v) for t, v in zip(self.at, self.values, strict=True) if begin <= t <= end]
+        return (kept[-1][1] - kept[0][1]) / (kept[-1][0] - kept[0][0]) if len(kept) > 1 else 0.0
+
     def thinned(self, begin: float, points: int = 30) -> list[tuple[int, float]]:
         """(seconds since ``begin``, value), not more than so many."""
         kept = [(round(t - begin), round(v, 1)) for t, v in zip(self.at, self.values, strict=True) if t >= begin]
@@ -54,7 +61,8 @@ class Memory:
     def __init__(self, roles: Mapping[str, Callable[[], list[int]]], more: Mapping[str, Callable[[], float | None]]) -> None:
         self._roles, self._more = roles, more
         self._stop = threading.Event()
-        self.mib = {role: Series() for role in roles}
+        self.mib: defaultdict[str, Series] = defaultdict(Series)
+        self.cpu: defaultdict[str, Series] = defaultdict(Series)
         self.more = {name: Series() for name in more}
 
     def __enter__(self) -> Memory:
@@ -72,13 +80,14 @@ class Memory:
         while not self._stop.wait(1.0):
             if time.monotonic() - asked >= _AGAIN_S:
                 asked = time.monotonic()
-                pids = {role: find() for role, find in self._roles.items()}
+                pids = {role: find() for role, find in list(self._roles.items())}
                 for name, read in self._more.items():
                     if (value := read()) is not None:
                         self.more[name].add(value)
             for role, found in pids.items():
                 if found:
                     self.mib[role].add(sum(map(anonymous_mib, found)))
+                    self.cpu[role].add(sum(map(cpu_s, found)))
 
 
 def anonymous_mib(pid: int) -> float:
@@ -90,3 +99,12 @@ def anonymous_mib(pid: int) -> float:
     except OSError:
         pass
     return 0.0
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far, seconds; 0 when it is gone."""
+    try:
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
