@@ -25,6 +25,7 @@ from beam_pipelines.io.lake import Lake
 from beam_pipelines.jobs.demo_visit import Probes, Step, Visit
 from beam_pipelines.options import Config
 from beam_pipelines.services import prism
+from beam_pipelines.services.ports import free_port
 from beam_pipelines.services.process import Process, poll, start
 from beam_pipelines.simulate.send import LiveReport, Pace
 from beam_pipelines.simulate.send import run as send_live
@@ -249,7 +250,10 @@ def _running(config: Config, say: Callable[[str], None]) -> Iterator[tuple[str, 
     common = ["--workspace", str(root), "--store", config.store, "--quiet"]
     log = f"dir:{folder / 'log'}"
     running: list[Process] = []
+    # The job would start one itself, but here it is ended with the rest, in whatever way the job ends.
+    server = prism.Prism(folder / "services" / "prism", free_port(), parent=os.getpid())
     try:
+        server.start()
         for old in folder.glob("log*"):  # of an earlier demo: its events would be read, and counted, again
             shutil.rmtree(old)
         (folder / "collect.log").unlink(missing_ok=True)
@@ -258,7 +262,7 @@ def _running(config: Config, say: Callable[[str], None]) -> Iterator[tuple[str, 
         running[0].wait_ready(lambda: _address(folder / "collect.log") is not None, STARTED_S, "the collector")
         url = _address(folder / "collect.log") or ""
         since = time.time_ns() // 1000
-        job = [*beamrec, "stream", "--log", log, "--name", JOB, *BUCKETS, *common]
+        job = [*beamrec, "stream", "--log", log, "--name", JOB, *BUCKETS, *common, "--services", str(folder / "services")]
         running.append(start(folder, "stream", job, parent=os.getpid()))
         say(f"started: collector at {url}, streaming job on Prism; their logs are in {_short(folder)}")
 
@@ -274,6 +278,7 @@ def _running(config: Config, say: Callable[[str], None]) -> Iterator[tuple[str, 
     finally:
         for process in reversed(running):
             process.stop()
+        server.stop()
 
 
 def _address(log: Path) -> str | None:

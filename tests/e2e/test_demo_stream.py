@@ -21,11 +21,12 @@ def beamrec(*words):
 
 
 def left_behind(workspace):
-    """Pids of processes that speak of the workspace in their command line."""
+    """Pids of processes that speak of the workspace in their command line, or live in it."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if str(workspace).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+            lives_there = os.readlink(path.parent / "cwd").startswith(str(workspace))
+            if (lives_there or str(workspace).encode() in path.read_bytes()) and int(path.parent.name) != os.getpid():
                 found.append(path.parent.name)
         except OSError:
             continue
