@@ -6,7 +6,8 @@
 
 Every feature of every row is read from both as of one time T: --at, or the end of the replay (of its newest event, where the
 log holds events older than that), or now. A live job may go on meanwhile: rows that know of events after T are skipped, and
-counted. A row that one store lacks has every default there. Both are scanned once, in row order, in little memory.
+counted; an event that happened before T but came after the replay's end is in the live value alone, and differs. A row that one
+store lacks has every default there. Both are scanned once, in row order, in little memory.
 
 Of each group: rows compared = same bytes + same values + different; rows that only one store has; skipped; and the largest
 differences, where users are shown as 8 digits of a hash and lists as how many entries differ. Windows that begin before a

@@ -18,7 +18,7 @@ from beam_pipelines.options import Config
 from schemas.cells import CellError
 from schemas.features import DAY, Feature, features_of
 from schemas.keys import USER, hash64
-from schemas.stream_cells import RINGS, Listed, extract, extract_rings
+from schemas.stream_cells import PANE, RINGS, Listed, extract, extract_rings
 from serving.stores import StoreError, open_store
 from serving.stores.base import Cell, Store
 
@@ -29,6 +29,8 @@ _CHUNK_ROWS = 2_000
 
 Value = float | Listed
 _Row = tuple[str, Cell | None, Cell | None]
+_COARSE = {"item_cooccurring": PANE}
+"""Groups whose cells bear the time when their newest span of this length (microseconds) began, not that of an event."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,15 @@ def compare_group(a: Store, b: Store, group: str, at: int, top: int = 10,
     for seen, (row, ours, theirs) in enumerate(joined(a.scan_features("stream", group), b.scan_features("stream", group)), 1):
         if tell is not None and seen % _TELL_ROWS == 0:
             tell(group, _TELL_ROWS)
-        if max(cell.timestamp for cell in (ours, theirs) if cell is not None) > at:
+        same = ours is not None and theirs is not None and ours.value == theirs.value
+        slack = 0 if same else max(_COARSE.get(group, 0) - 1, 0)
+        if max(cell.timestamp for cell in (ours, theirs) if cell is not None) + slack > at:
             out.skipped += 1
             continue
         out.rows += 1
         out.only_a += theirs is None
         out.only_b += ours is None
-        if ours is not None and theirs is not None and ours.value == theirs.value:
+        if same:
             out.equal_bytes += 1
             continue
         waiting.append((row, ours, theirs))

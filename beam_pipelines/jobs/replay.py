@@ -226,7 +226,13 @@ def perform(config: Config, found: Replay, services: Path | None = None, readers
             lateness_s=found.lateness_s, watermark_delay_s=found.watermark_delay_s, readers=readers, audit=home / "audit",
             idle_s=None)
         with launched(job, services=services) as running:
-            state = running.wait(tell)
+            try:
+                state = running.wait(tell)
+            except BaseException:  # interrupted, or failed: on Flink the job would go on without us
+                if running.cancel is not None:
+                    with contextlib.suppress(UserError, OSError):
+                        running.cancel()
+                raise
             status = running.status()
         if status is None or not status["ended"]:
             raise UserError(f"the job of replay {name} ended as {state} before it had read everything; run it again")
