@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 from beam_pipelines.errors import KeptPrevious, UserError
 from serving.stores import StoreUriError
@@ -97,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if argv is None:
+        signal.signal(signal.SIGTERM, _interrupt)  # else what a command started would outlive it
     try:
         args = build_parser(command).parse_args(words[1:])
         return int(args.run(args) or 0)
@@ -114,6 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"beamrec {command.name}: interrupted; run it again to go on", file=sys.stderr)
         return 130
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def print_json(document: object) -> None:
