@@ -17,7 +17,8 @@ Runners: prism (one machine, no Java), flink (checkpoints, --resume, --drain), d
 any runner of Beam; flags after -- go to Beam: beamrec stream --log URI --runner DataflowRunner -- --project P --region R
 
 The status row is written every second; 'beamrec show' and the API take stream values only while it is young. With --audit, the
-panes, sessions and minutes that can change no more go to DIR as Parquet, each once.
+panes, sessions and minutes that can change no more go to DIR as Parquet, each once; a job with --until-end puts them into the
+lake (tables stream_panes, stream_sessions, stream_minutes) when it ends.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--item-buckets", type=int, default=8, help="hash shards of items' state (default: 8)")
     parser.add_argument("--groups", nargs="+", metavar="GROUP",
                         help="stream feature groups to compute (default: all, and items that users are done with)")
-    parser.add_argument("--audit", metavar="DIR", help="write final panes, sessions and minutes there, as Parquet")
+    parser.add_argument("--audit", metavar="DIR", help="write final panes, sessions and minutes there, as Parquet; after --until-end into the lake")
     parser.add_argument("--store-wait", default="5m", metavar="T", help="how long a store may be away (default: 5m)")
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus while the job runs")
     flink = parser.add_argument_group("Flink")
@@ -170,6 +171,11 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
 
             job.wait(tell)
         status = job.status() or {}
+    if config.audit is not None and config.until_end and config.audit.is_dir():
+        from beam_pipelines.io.lake import Lake
+        from beam_pipelines.io.stream_audit import collect_parts
+
+        collect_parts(Lake.open(config.common.lake, config.common.catalog), config.audit)
     if args.json:
         print_json(status)
     elif status:

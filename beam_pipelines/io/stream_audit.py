@@ -1,7 +1,7 @@
 """Rows of the stream that are final, as Parquet parts: one file per table, bucket and hour in which they became final.
 
 A part holds all rows of its name, so writing it again after a crash replaces it with the truth and doubles nothing; an hour
-without rows has no file. ``collect_parts`` puts them into the lake.
+without rows has no file. ``collect_parts`` puts them into the lake's tables of the same names.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beam_pipelines.io.lake import Lake
 from schemas.tables import TABLES
 from transforms.beam.stream.state import Final
+from transforms.ingest import days_of, whole
 
 
 @dataclass(eq=False)
@@ -55,6 +58,25 @@ def write_part(element: tuple[int, Final], folder: str) -> None:
 def read_parts(folder: str | Path, table: str) -> pa.Table:
     """All rows of a table among the parts."""
     return pa.concat_tables([TABLES[table].schema.empty_table(), *_parts(folder, table)])
+
+
+def collect_parts(lake: Lake, folder: str | Path) -> dict[str, int]:
+    """Makes the days that the parts cover exactly their rows, in the lake's tables; a repetition changes nothing.
+
+    Returns:
+      rows by table.
+    """
+    counts = {}
+    for name in sorted(path.name for path in Path(folder).iterdir() if path.name in TABLES):
+        rows = read_parts(folder, name)
+        if not len(rows):
+            continue
+        day = days_of(whole(rows[str(TABLES[name].day_column)]))
+        with lake.writer():
+            lake.replace_days(name, {int(d): [lake.write_file(name, rows.filter(pa.array(day == d)), int(d))]
+                                     for d in np.unique(day)})
+        counts[name] = len(rows)
+    return counts
 
 
 def _parts(folder: str | Path, table: str) -> Iterator[pa.Table]:

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.io.lakewriter import write_lake
-from beam_pipelines.io.stream_audit import read_parts
 from beam_pipelines.parity.clicks import Arrivals, Disturbance, Form, disturb, produce, read_clicks
 from beam_pipelines.parity.compare import (
     STREAM_GROUPS,
@@ -229,7 +228,7 @@ def _compare(folder: Path, lake: Lake, clicks: pl.DataFrame, arrivals: Arrivals,
     batch_final, batch_cells = final_of(states), cells_of(states)
     for name in TABLES:
         truth = oracle.table(name)
-        rows = pl.DataFrame(pl.from_arrow(read_parts(folder / "audit", name)))
+        rows = pl.DataFrame(pl.from_arrow(lake.read(name)))
         compare_table(f"{name} of the stream and SQL", rows, truth, out)
         compare_table(f"{name} of the batch and SQL", batch_final[name], truth, out)
         if name == "stream_panes":
