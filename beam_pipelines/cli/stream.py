@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--item-buckets", type=int, default=8, help="hash shards of items' state (default: 8)")
     parser.add_argument("--groups", nargs="+", metavar="GROUP",
                         help="stream feature groups to compute (default: all, and items that users are done with)")
-    parser.add_argument("--audit", metavar="DIR", help="write final panes, sessions and minutes there, as Parquet; after --until-end into the lake")
+    parser.add_argument("--audit", metavar="DIR",
+                        help="write final panes, sessions and minutes there, as Parquet; after --until-end into the lake")
     parser.add_argument("--store-wait", default="5m", metavar="T", help="how long a store may be away (default: 5m)")
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus while the job runs")
     flink = parser.add_argument_group("Flink")
