@@ -206,7 +206,8 @@ def _watch(seconds: float, chain: Chain, probes: Probes, what: str) -> list[floa
         if quarter > told:
             told, loads = quarter, [*loads, os.getloadavg()[0]]
             recent = [p.readable[USER] - p.accepted for p in probes.all[-400:] if USER in p.readable]
-            _say(f"{what}: {max(left - 1, 0):.0f} s left, lately {np.median(recent):.2f} s, at most {max(recent):.2f} s")
+            fresh = f"lately {np.median(recent):.2f} s, at most {max(recent):.2f} s" if recent else "nothing readable lately"
+            _say(f"{what}: {max(left - 1, 0):.0f} s left, {fresh}")
     return loads
 
 
