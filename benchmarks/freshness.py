@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runner", choices=("prism", "flink"), default="prism")
     parser.add_argument("--log", choices=("dir", "kafka"), default="dir")
     parser.add_argument("--stream-flags", default="", metavar="FLAGS",
-                        help="more flags of 'beamrec stream', such as '--flush 2s'")
+                        help="more flags of 'beamrec stream', such as '--flush 2s', or of Beam after '--'")
     parser.add_argument("--work", metavar="DIR", help="where everything goes (default: a temporary folder)")
     parser.add_argument("--json", action="store_true")
 
@@ -138,7 +138,7 @@ def running(args: argparse.Namespace, work: Path) -> Iterator[Chain]:
         collector = _started(stack, work, "collect", ["collect", "--log", log, "--port", str(port), *common])
         collector.wait_ready(lambda: answers(port), 60, "the collector")
         job = _started(stack, work, "stream", ["stream", "--log", log, "--name", JOB, "--runner", args.runner, "--services",
-                                               str(work / "services"), *args.stream_flags.split(), *common])
+                                               str(work / "services"), *common, *args.stream_flags.split()])
         roles |= {"collector": _members(collector)}
         chain = Chain(store, host, port, job, roles, stack=stack)
         if args.runner == "prism":
