@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -96,13 +98,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"beamrec: no command {words[0]!r}; one of: {', '.join(c.name for c in COMMANDS)}", file=sys.stderr)
         return 2
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if argv is None:
         signal.signal(signal.SIGTERM, _interrupt)  # else what a command started would outlive it
     try:
         args = build_parser(command).parse_args(words[1:])
-        return int(args.run(args) or 0)
+        code = int(args.run(args) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        return 0
     except (UserError, StoreUriError) as error:
         print(f"beamrec {command.name}: {error}", file=sys.stderr)
         return 2
@@ -117,6 +123,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"beamrec {command.name}: interrupted; run it again to go on", file=sys.stderr)
         return 130
+
+
+def _reader_gone() -> bool:
+    """Whether nobody reads stdout any more (``beamrec features list | head``); what is left to print goes nowhere then.
+
+    SIGPIPE stays ignored: its default would also end a command whose peer closes a connection.
+    """
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(state & select.POLLERR for _, state in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

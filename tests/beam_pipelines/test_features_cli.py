@@ -1,6 +1,8 @@
 """``beamrec features`` as a user runs it: the registry, a run that reaches the store, errors in one line, a killed run."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -112,3 +114,10 @@ def test_a_group_alone_leaves_the_others_null(config):
     assert rows.column("last_items").null_count == len(rows) and lake.read("item_snapshots").num_rows == 0
     features.run(config, AS_OF, publish=False)
     assert lake.read("user_snapshots").column("last_items").null_count == 0
+
+
+def test_a_reader_that_goes_ends_the_command_quietly():
+    words = f"{sys.executable} -m beam_pipelines.cli.main features list --json"
+    piped = subprocess.run(f"set -o pipefail; {words} | head -c 10", shell=True, executable="/bin/bash", capture_output=True,
+                           check=False)
+    assert (piped.returncode, piped.stderr, len(piped.stdout)) == (0, b"", 10)
