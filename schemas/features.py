@@ -121,19 +121,21 @@ def _item_stats() -> list[Feature]:
     ]
 
 
+STREAM_TTL = 600
+"""A stream value counts while its job's status row is younger than this, seconds."""
+
 HOUR, MINUTE = 3_600, 60
 
 
 def _stream() -> list[Feature]:
     """Positions inside a ring group: for each count its windows, shortest first; a new event type appends."""
-    def user(name: str, group_name: str, description: str, window: int | None, default: float | None = None,
-             ttl: int = HOUR) -> Feature:
-        return Feature(name, "user", group_name, description, window, default=default, source="stream", ttl=ttl,
+    def user(name: str, group_name: str, description: str, window: int | None, default: float | None = None) -> Feature:
+        return Feature(name, "user", group_name, description, window, default=default, source="stream", ttl=STREAM_TTL,
                        sensitivity="personal")
 
     def listed(name: str, entity: Literal["user", "item"], group_name: str, description: str, window: int | None,
                cap: int) -> Feature:
-        return Feature(name, entity, group_name, description, window, "list", (cap,), source="stream", ttl=HOUR,
+        return Feature(name, entity, group_name, description, window, "list", (cap,), source="stream", ttl=STREAM_TTL,
                        sensitivity="personal" if entity == "user" else "internal")
 
     def session(name: str, description: str, default: float | None = None) -> Feature:
@@ -143,11 +145,11 @@ def _stream() -> list[Feature]:
              for event in EVENT_NAMES
              for label, window, said in (("5m", 5 * MINUTE, "the 5-minute pane that holds t"),
                                          ("1h", HOUR, "the 5-minute pane that holds t and the 11 before it"))]
-    day = [user(f"count_{event}_day", "user_day", f"Events of type {event} in the UTC day of t.", DAY, 0.0, DAY)
+    day = [user(f"count_{event}_day", "user_day", f"Events of type {event} in the UTC day of t.", DAY, 0.0)
            for event in EVENT_NAMES]
     minutes = [Feature(f"popularity_{label}", "item", "item_minutes", "Sum of event weights in the minute that holds t"
                        + (f" and the {minutes - 1} before it." if minutes > 1 else "."), minutes * MINUTE, default=0.0,
-                       source="stream", ttl=HOUR) for label, minutes in (("1m", 1), ("10m", 10), ("1h", 60))]
+                       source="stream", ttl=STREAM_TTL) for label, minutes in (("1m", 1), ("10m", 10), ("1h", 60))]
     return [
         *panes, *day,
         session("session_length_s", "Seconds from the first to the last event.", 0.0),
