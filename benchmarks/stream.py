@@ -25,8 +25,9 @@ import polars as pl
 import pyarrow as pa
 
 from beam_pipelines.io.stream_audit import read_parts
-from beam_pipelines.jobs.stream_run import launched
+from beam_pipelines.jobs.stream_run import launched, runner_of
 from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.services import flink
 from benchmarks.synthetic import FIRST_DAY, day_of_events, print_measured
 from schemas import avro
 from schemas.arrow import arrow_schema
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=int, default=200_000, help="Zipf users (default: 200,000)")
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--runner", default="flink", help="flink, prism or direct (default: flink)")
-    parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: WORK/services)")
+    parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: Flink is started for the run)")
     parser.add_argument("--kafka", metavar="HOST:PORT", help="read from this broker (default: a local log)")
     parser.add_argument("--kinds", default="packed,single,full_job", help="comma-separated (default: all three)")
     parser.add_argument("--work", metavar="DIR", help="where everything goes (default: a temporary folder)")
@@ -76,13 +77,24 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
     figures: dict[str, object] = {"events": args.events, "users": args.users, "runner": args.runner,
                                   "log": "kafka" if args.kafka else "local"}
     equal = True
-    for kind in kinds:
-        uri = _fill(args, work, table, single=kind == "single")
-        rate, drain, same = _run(args, work / kind, uri, COMPARED if kind != "full_job" else None, expected)
-        name = "full_job_events_per_s" if kind == "full_job" else f"{kind}_events_per_s"
-        figures |= {name: round(rate), f"{kind}_drain_s": round(drain, 1)}
-        equal &= same
+    with _services(args, work) as services:
+        for kind in kinds:
+            uri = _fill(args, work, table, single=kind == "single")
+            rate, drain, same = _run(args, work / kind, uri, COMPARED if kind != "full_job" else None, expected, services)
+            name = "full_job_events_per_s" if kind == "full_job" else f"{kind}_events_per_s"
+            figures |= {name: round(rate), f"{kind}_drain_s": round(drain, 1)}
+            equal &= same
     return {**figures, "where": where(table.slice(0, 1_000_000)), "equal": equal}
+
+
+@contextlib.contextmanager
+def _services(args: argparse.Namespace, work: Path) -> Iterator[Path | None]:
+    """The folder of the services to use: the one named, or of a Flink cluster that lives as long as the ``with``."""
+    if args.services or runner_of(args.runner) != "flink":
+        yield Path(args.services).absolute() if args.services else None
+        return
+    with flink.running(work.absolute() / "services" / "flink"):
+        yield work.absolute() / "services"
 
 
 def events_of(events: int, users: int, items: int) -> pa.Table:
@@ -132,7 +144,7 @@ def _singles(table: pa.Table) -> Iterator[bytes]:
 
 
 def _run(args: argparse.Namespace, folder: Path, uri: str, groups: tuple[str, ...] | None,
-         expected: pl.DataFrame) -> tuple[float, float, bool]:
+         expected: pl.DataFrame, services: Path | None) -> tuple[float, float, bool]:
     shutil.rmtree(folder / "run", ignore_errors=True)
     common = Config.of(folder / "run", runner=args.runner, quiet=True)
     common.workspace.root.mkdir(parents=True)
@@ -146,7 +158,6 @@ def _run(args: argparse.Namespace, folder: Path, uri: str, groups: tuple[str, ..
         seen.append((int(str(status["written_at"])) / 1e6, counters.get(EVENTS_ACCEPTED, 0)))
 
     began = time.time()
-    services = Path(args.services).absolute() if args.services else None
     with launched(config, services=services) as job:
         job.wait(tell)
         ended = (job.status() or {}).get("written_at", 0) / 1e6
