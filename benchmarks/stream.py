@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=int, default=200_000, help="Zipf users (default: 200,000)")
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--runner", default="flink", help="flink, prism or direct (default: flink)")
-    parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: Flink is started for the run)")
+    parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: Flink is started for it)")
     parser.add_argument("--kafka", metavar="HOST:PORT", help="read from this broker (default: a local log)")
     parser.add_argument("--kinds", default="packed,single,full_job", help="comma-separated (default: all three)")
     parser.add_argument("--work", metavar="DIR", help="where everything goes (default: a temporary folder)")
