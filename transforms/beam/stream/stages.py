@@ -16,6 +16,7 @@ from schemas import metric_names
 from schemas.metric_names import by_segment
 from transforms.beam.stream.bucket import DELTAS, FINAL, MARKER, SNAPSHOT, STATS, BucketDoFn, Held, Timers
 from transforms.beam.stream.item import ItemBucket
+from transforms.beam.stream.keys import bucket_keys
 from transforms.beam.stream.state import Rules
 from transforms.beam.stream.user import ITEM_COLUMNS, USER_COLUMNS, UserBucket
 from transforms.beam.stream.wire import pack, pack_parts, split, unpack
@@ -26,7 +27,7 @@ _MARKER, _DELTAS, _SNAPSHOT = (beam.DoFn.StateParam(spec) for spec in (MARKER, D
 
 @dataclass(eq=False)
 class SplitByUser(beam.PTransform):  # type: ignore[misc]
-    """RecordBatches with USER_COLUMNS -> (user bucket, packed batch)."""
+    """RecordBatches with USER_COLUMNS -> (key of a user bucket, packed batch)."""
 
     buckets: int
 
@@ -40,9 +41,12 @@ class _Split(beam.DoFn):  # type: ignore[misc]
     def __init__(self, buckets: int) -> None:
         self._buckets = buckets
 
+    def setup(self) -> None:
+        self._keys = bucket_keys(self._buckets)
+
     def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, bytes]]:
         for bucket, part in split(batch.select(USER_COLUMNS), "user_id", self._buckets):
-            yield bucket, pack(part)
+            yield self._keys[bucket], pack(part)
 
 
 @dataclass(eq=False)
@@ -124,7 +128,7 @@ class _Users(BucketDoFn[UserBucket]):
     def finish_bundle(self) -> Iterator[Any]:
         """What goes on to the items leaves with the bundle: one message per item bucket, however many users' buckets it had."""
         for bucket, message in by_item(self._events, self._pairs, self._item_buckets):
-            yield self.at_end(ITEMS, (bucket, message))
+            yield self.at_end(ITEMS, (bucket_keys(self._item_buckets)[bucket], message))
         self._events, self._pairs = [], []
         yield from super().finish_bundle()
 

@@ -27,14 +27,15 @@ from schemas.stream_cells import PANE
 from schemas.tables import TABLES
 from transforms.accumulators.stream.base import StreamAccumulator
 from transforms.beam.stream.cells import cell_rows
+from transforms.beam.stream.freshness import Waiting
 from transforms.ingest import END_OF_TIME
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
 UNKNOWN = -(1 << 62)
 """A time before all others: nothing is known yet."""
-LAYOUT = 1
-"""Of markers, deltas and snapshots; another one is refused."""
+LAYOUT = 2
+"""Of keys, markers, deltas and snapshots; another one is refused."""
 _MARKER = struct.Struct("<B8sqqqQQQ")
 _SEQUENCE = struct.Struct("<Q")
 _SNAPSHOT_DELTAS = 20
@@ -137,6 +138,7 @@ class Bucket:
         self.marker = Marker(token=os.urandom(8))
         self.snapshot_bytes = 0
         self.flush_due: float | None = None
+        self.waiting = Waiting()
         self.used = 0.0
         self._dirty: list[Hashes] = []
         self._panes: set[int] = set()  # with events, not yet passed by the horizon
