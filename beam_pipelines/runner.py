@@ -9,6 +9,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipelines.options import Config
+from transforms.beam import coder
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -26,6 +27,7 @@ def quiet_logs() -> None:
 def pipeline(config: Config, name: str) -> beam.Pipeline:
     """A pipeline on the config's runner: ``with pipeline(config, "features") as p: ...``."""
     quiet_logs()
+    coder.register()
     flags = [f"--job_name=beamrec-{name}", *config.beam_args]
     if config.runner == "direct":
         return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(flags))

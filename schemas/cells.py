@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 LAYOUT = 1
 VECTOR, LIST, RECS = 0, 1, 2
@@ -126,50 +125,6 @@ def encode_recs(recs: RankedList) -> bytes:
         bytes(map(SOURCES.index, recs.sources)), bytes(map(REASONS.index, recs.reasons)),
         _pack_ids(recs.item_ids), _pack_ids(recs.source_item_ids),
     ))
-
-
-def encode_recs_many(
-    catalogue: pa.StringArray, counts: npt.NDArray[np.int32], positions: npt.NDArray[np.int32],
-    scores: npt.NDArray[np.float32], sources: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8],
-    because: npt.NDArray[np.int32], model_version: str, generated_at: int, expires_at: int,
-) -> list[bytes]:
-    """Packs n lists of at most L items each: the bytes of encode_recs for every row.
-
-    Args:
-      catalogue: ids by position.
-      counts: (n,) items of each list.
-      positions, because: (n, L) positions of the items and of those that explain them (-1: none).
-      scores: (n, L).
-      sources, reasons: (n, L) codes: positions in SOURCES and REASONS.
-    """
-    listed = np.arange(positions.shape[1]) < counts[:, None]
-    items, item_ends = _taken(catalogue, positions[listed])
-    causes, cause_ends = _taken(catalogue, because[listed])
-    version = model_version.encode()
-    tail = _RECS.pack(generated_at, expires_at, len(version)) + version
-    ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    bounds = ends.tolist()
-    raw_scores, raw_sources = scores[listed].astype("<f4").tobytes(), sources[listed].tobytes()
-    raw_reasons = reasons[listed].tobytes()
-    heads = {count: _HEADER.pack(LAYOUT, RECS, 0, count) + tail for count in set(counts.tolist())}
-    starts = np.repeat(ends[:-1], counts)
-    item_starts, cause_starts = item_ends[bounds].tolist(), cause_ends[bounds].tolist()
-    raw_items = (item_ends[1:] - item_ends[starts]).astype("<u4").tobytes()
-    raw_causes = (cause_ends[1:] - cause_ends[starts]).astype("<u4").tobytes()
-    return [
-        b"".join((heads[b - a], raw_scores[4 * a : 4 * b], raw_sources[a:b], raw_reasons[a:b],
-                  raw_items[4 * a : 4 * b], items[i:j], raw_causes[4 * a : 4 * b], causes[k:m]))
-        for a, b, i, j, k, m in zip(bounds[:-1], bounds[1:], item_starts[:-1], item_starts[1:], cause_starts[:-1],
-                                    cause_starts[1:], strict=True)
-    ]
-
-
-def _taken(catalogue: pa.StringArray, positions: npt.NDArray[np.int32]) -> tuple[bytes, npt.NDArray[np.int64]]:
-    """The UTF-8 ids at positions, joined ("" for -1), and (n + 1,) where each begins."""
-    taken = catalogue.take(pa.array(positions, mask=positions < 0)).fill_null("")
-    _, offsets, data = taken.buffers()
-    ends = np.frombuffer(offsets, np.int32, len(taken) + 1, taken.offset * 4).astype(np.int64)
-    return (data.to_pybytes() if data is not None else b""), ends
 
 
 def decode_recs(cell: bytes) -> RankedList:

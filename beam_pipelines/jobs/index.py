@@ -27,7 +27,8 @@ _CALIBRATION_GROUPS = 8  # row groups of the snapshot that they are drawn from
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What ``run`` did. ``recall`` is recall@150 against brute force on sample users (1 for an exact index)."""
+    """What ``run`` did. ``recall``: of the best 100 items by brute force the share that is among the 150 returned, on sample users
+    (1 for an exact index)."""
 
     model_version: str
     kind: str
@@ -87,7 +88,7 @@ def _user_vectors(config: Config, model: ModelVersion) -> npt.NDArray[np.float32
     sample = _sample_users([f.path for f in lake.files("user_snapshots", days[-1], days[-1] + DAY_MICROS)])
     if not sample.num_rows:
         return None
-    listed = user_vectors(Scorer(model.saved_model), sample).column("vector")
+    listed = user_vectors(Scorer(model.saved_model), sample)
     vectors: npt.NDArray[np.float32] = listed.flatten().to_numpy(zero_copy_only=False).reshape(len(listed), -1)
     usable = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
     return vectors[usable] if usable.any() else None

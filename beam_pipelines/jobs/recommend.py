@@ -131,16 +131,18 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
         files = lake.files("user_snapshots", as_of, as_of + DAY_MICROS)
         if not files:
             raise UserError(f"no user features as of {_day(as_of)}: run 'beamrec features --as-of {_day(as_of)}' first")
-        snapshot = lake.read("item_snapshots", ("as_of", "item_id", "popularity_30d", "cooccurring_items"), as_of,
-                             as_of + DAY_MICROS)
-        snapshot = snapshot.filter(pc.equal(snapshot["as_of"].cast(pa.int64()), as_of))
-        items = lake.read("items")
-        manifest = _manifest(as_of, model, index, settings, files, snapshot, items)
+        with ThreadPoolExecutor(1) as beside:  # half of the stage's work, and Arrow's: it needs no interpreter
+            users = beside.submit(_users_fingerprints, files)
+            snapshot = lake.read("item_snapshots", ("as_of", "item_id", "popularity_30d", "cooccurring_items"), as_of,
+                                 as_of + DAY_MICROS)
+            snapshot = snapshot.filter(pc.equal(snapshot["as_of"].cast(pa.int64()), as_of))
+            items = lake.read("items")
+            catalogue = make_catalogue(index.item_ids, index.vectors, snapshot, items)
+            manifest = _manifest(as_of, model, index, settings, users.result(), snapshot, items)
         version = version_of(manifest)
         done = _completed(config, version)
         if done is not None:
             return done
-        catalogue = make_catalogue(index.item_ids, index.vectors, snapshot, items)
         folder = config.workspace.scratch / f"recommend-{version}"
         save_catalogue(catalogue, folder)
     stages["catalogue"] = stage.seconds
@@ -207,7 +209,7 @@ def _completed(config: Config, version: str) -> RecommendReport | None:
     return dataclasses.replace(read_report(config, version), reused=True)
 
 
-def _manifest(as_of: int, model: ModelVersion, index: item_index.ItemIndex, settings: RecommendSettings, files: list[DataFile],
+def _manifest(as_of: int, model: ModelVersion, index: item_index.ItemIndex, settings: RecommendSettings, users: list[str],
               snapshot: pa.Table, items: pa.Table) -> dict[str, Any]:
     """Everything the lists follow from, by content: no wall time, path, lake snapshot id or measured recall, so that the same
     inputs give the same version in any workspace."""
@@ -218,7 +220,7 @@ def _manifest(as_of: int, model: ModelVersion, index: item_index.ItemIndex, sett
         "model_version": model.version,
         "index": {"kind": index.kind, **searched},
         "inputs": {
-            "user_snapshots": sorted(_users_fingerprint(f.path) for f in files),
+            "user_snapshots": users,
             "item_snapshots": _table_fingerprint(snapshot.drop_columns(["as_of"])),
             "items": _table_fingerprint(items),
         },
@@ -226,8 +228,12 @@ def _manifest(as_of: int, model: ModelVersion, index: item_index.ItemIndex, sett
     }
 
 
+def _users_fingerprints(files: list[DataFile]) -> list[str]:
+    """Of the columns that the job reads of snapshot files, whatever their order, metadata, encoding and row groups."""
+    return sorted(_users_fingerprint(f.path) for f in files)
+
+
 def _users_fingerprint(path: str) -> str:
-    """Of the columns that the job reads of a snapshot file, whatever the file's metadata, encoding and row groups."""
     digest = xxhash.xxh3_128()
     for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS, columns=_USER_COLUMNS):
         digest.update(_plain_bytes(pa.Table.from_batches([batch])))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,8 @@ from beam_pipelines.io.stream_status import WriteStatus
 from beam_pipelines.options import StreamConfig
 from schemas.metric_names import EVENTS_READ, by_segment, rejected
 from transforms.accumulators.stream.item import ItemState
-from transforms.beam.stream.coder import register
+from transforms.beam.coder import register
+from transforms.beam.stream import freshness
 from transforms.beam.stream.stages import KeepItems, KeepUsers, SplitByUser
 from transforms.beam.stream.state import Rules
 
@@ -97,6 +99,7 @@ class _Count(beam.DoFn):  # type: ignore[misc]
 class _CountEvents(_Count):
     def count(self, batch: pa.RecordBatch) -> None:
         self._counts[EVENTS_READ] += batch.num_rows
+        self._counts.update(freshness.reached("read", batch.column("ingested_at"), time.time()))
         for kind, device, count in counted(batch, "event_type", "device"):
             self._counts[by_segment(EVENTS_READ, kind, device)] += count
 

@@ -18,11 +18,13 @@ from transforms.topk import exact_top_k
 TARGET_RECALL = 0.99
 """Calibration works harder until this share of the true best items of the sample queries is found."""
 
+_LISTED = 100
 _CALIBRATION_K = 150
-"""A list of 100 and what its user has consumed: what the recommend job asks for."""
+"""A list of 100 and what its user has consumed: what the recommend job asks for. The best _LISTED of them are to be found:
+what lies behind them is on no list."""
 _SAMPLE = 512
-_LADDER = ((0.02, 2), (0.03, 2), (0.03, 2.5), (0.04, 2.5), (0.06, 2.5), (0.06, 3), (0.1, 3), (0.15, 3), (0.15, 4), (0.2, 4),
-           (0.2, 6), (0.3, 6), (0.3, 10), (0.45, 10), (0.45, 16), (0.6, 24), (1.0, 24), (1.0, 60))
+_LADDER = ((0.02, 2), (0.03, 2), (0.05, 2), (0.03, 2.5), (0.04, 2.5), (0.06, 2.5), (0.06, 3), (0.1, 3), (0.15, 3),
+           (0.15, 4), (0.2, 4), (0.2, 6), (0.3, 6), (0.3, 10), (0.45, 10), (0.45, 16), (0.6, 24), (1.0, 24), (1.0, 60))
 """Share of the leaves searched and neighbours re-ordered exactly per neighbour asked, dearer from step to step."""
 _SEARCH_BATCH = 64
 """Queries a thread takes at a time: with more of them one thread waits for the other at the end of a batch."""
@@ -83,7 +85,7 @@ class ScannIndex:
     def _calibrated(self, queries: Matrix) -> ScannIndex:
         """This index with the least work that reaches TARGET_RECALL on the queries."""
         k = min(_CALIBRATION_K, len(self.vectors))
-        truth, _ = exact_top_k(queries, self.vectors, k)
+        truth, _ = exact_top_k(queries, self.vectors, min(_LISTED, k))
         for share, reorder in _LADDER:
             settings = {**self.settings, "search_share": share, "reorder": reorder}
             index = ScannIndex(self.item_ids, self.vectors, self.model_version, self.searcher, settings)

@@ -64,7 +64,7 @@ def _strings(values: pa.Array) -> tf.Tensor:
     if not len(values):
         return tf.constant([], tf.string)
     encoded = values.dictionary_encode()  # each distinct id becomes a Python object once
-    names = np.array(encoded.dictionary.cast(pa.binary()).to_pylist(), dtype=object)
+    names = encoded.dictionary.cast(pa.binary()).to_numpy(zero_copy_only=False)
     return tf.gather(tf.constant(names), tf.constant(encoded.indices.to_numpy()))
 
 

@@ -12,11 +12,11 @@ from transforms.examples import user_rows_of_snapshot
 
 
 class UserTowerHandler(ModelHandler):  # type: ignore[misc]
-    """``batches | RunInference(UserTowerHandler(path))``: user snapshots in, user vectors out, in the same row order.
+    """``batches | RunInference(UserTowerHandler(path))``: user snapshots in, the same rows with their user vectors out.
 
     An element is a RecordBatch with columns of schemas.tables.USER_SNAPSHOTS: user_id, and what there is of as_of, liked_items,
     category_affinity_30d and the statistics of transforms.examples.USER_STATS (an absent column counts as null). The
-    result is a RecordBatch(user_id string, vector fixed_size_list<float32>).
+    result is that batch with one column more, ``vector`` fixed_size_list<float32>: no key is needed to put them together.
 
     Args:
       saved_model: folder of the exported model (ModelVersion.saved_model).
@@ -33,7 +33,7 @@ class UserTowerHandler(ModelHandler):  # type: ignore[misc]
 
     def run_inference(self, batch: Sequence[pa.RecordBatch], model: Any,
                       inference_args: dict[str, Any] | None = None) -> Iterable[pa.RecordBatch]:
-        return [user_vectors(model, rows) for rows in batch]
+        return [rows.append_column("vector", user_vectors(model, rows)) for rows in batch]
 
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
         return sum(rows.nbytes for rows in batch)
@@ -49,8 +49,7 @@ class UserTowerHandler(ModelHandler):  # type: ignore[misc]
             raise ValueError("the user tower takes no inference arguments")
 
 
-def user_vectors(model: Any, snapshot: pa.RecordBatch) -> pa.RecordBatch:
-    """RecordBatch(user_id, vector) of the rows of a user snapshot; ``model`` is an export.Scorer."""
+def user_vectors(model: Any, snapshot: pa.RecordBatch) -> pa.FixedSizeListArray:
+    """Vectors (fixed_size_list<float32>) of the rows of a user snapshot; ``model`` is an export.Scorer."""
     vectors = model.user_vectors(user_rows_of_snapshot(snapshot))
-    listed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    return pa.record_batch({"user_id": snapshot.column("user_id"), "vector": listed})
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])

@@ -47,7 +47,7 @@ class LiteralTower(ModelHandler):  # type: ignore[misc]
         for listed in rows.column("last_items").to_pylist():
             known = [model[i] for i in (listed or {}).get("ids") or () if i in model]
             vectors.append(np.mean(known, axis=0).tolist() if known else None)
-        return pa.record_batch({"user_id": rows.column("user_id"), "vector": pa.array(vectors, pa.list_(pa.float32(), size))})
+        return rows.append_column("vector", pa.array(vectors, pa.list_(pa.float32(), size)))
 
     def batch_elements_kwargs(self) -> dict[str, int]:
         return {"min_batch_size": 1, "max_batch_size": 1}

@@ -133,11 +133,10 @@ def test_a_recall_measured_otherwise_decides_no_version(config: Config) -> None:
         return SimpleNamespace(kind="scann", settings={"leaves": 9, "search_share": share, "recall": recall})
 
     lake, model = Lake.open(config.lake), Registry(config.workspace.models).newest()
-    files = lake.files("user_snapshots")
     snapshot = lake.read("item_snapshots", ("as_of", "item_id", "popularity_30d", "cooccurring_items"))
 
     def version(index: Any) -> str:
-        return recommend.version_of(recommend._manifest(AS_OF, model, index, SETTINGS, files, snapshot, lake.read("items")))
+        return recommend.version_of(recommend._manifest(AS_OF, model, index, SETTINGS, ["users"], snapshot, lake.read("items")))
 
     assert version(scann(0.991, 0.02)) == version(scann(0.992, 0.02)) != version(scann(0.991, 0.03))
 

@@ -107,9 +107,9 @@ def test_calibration_reaches_the_recall_on_the_queries_it_is_given(kind: str) ->
     vectors = clustered(5000, 16, 50)
     queries = np.random.default_rng(3).normal(size=(300, 16)).astype(np.float32)  # unlike any item: harder to answer
     built = item_index.build(ids_of(5000), vectors, "tt-a", kind, queries)  # type: ignore[arg-type]
-    truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :150]
+    truth = np.argsort(-(queries @ vectors.T), axis=1)[:, :100]
     found, _ = built.search(queries, 150, "tt-a")
-    assert np.mean([len(set(t) & set(f)) / 150 for t, f in zip(truth.tolist(), found.tolist(), strict=True)]) >= 0.99
+    assert np.mean([len(set(t) & set(f)) / 100 for t, f in zip(truth.tolist(), found.tolist(), strict=True)]) >= 0.99
 
 
 def test_kind_follows_the_size_of_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:

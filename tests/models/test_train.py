@@ -111,16 +111,15 @@ def test_beam_inference_gives_the_vectors_of_the_exported_model(done):
     rows = snapshot(config)
     assert rows.num_rows == world.USERS
     expected = user_vectors(Scorer(model.saved_model), rows)
-    assert expected.schema.names == ["user_id", "vector"]
     few = user_vectors(Scorer(model.saved_model, chunk_rows=7), rows.select(["user_id", "as_of", "liked_items"]))
-    assert few.num_rows == rows.num_rows
+    assert len(few) == rows.num_rows
 
     def equal(found: list[pa.RecordBatch]) -> None:
         assert [b.num_rows for b in sorted(found, key=lambda b: b["user_id"][0].as_py())] == [50, 40]
         merged = pa.Table.from_batches(found).sort_by("user_id").combine_chunks()
-        assert merged["user_id"].to_pylist() == expected["user_id"].to_pylist()
+        assert merged.drop_columns(["vector"]).equals(pa.Table.from_batches([rows]).sort_by("user_id").combine_chunks())
         got = np.array(merged["vector"].to_pylist(), np.float32)
-        assert got == pytest.approx(np.array(expected["vector"].to_pylist(), np.float32), abs=1e-5)
+        assert got == pytest.approx(np.array(expected.to_pylist(), np.float32), abs=1e-5)
 
     with pipeline(config, "test") as p:
         vectors = p | beam.Create([rows.slice(0, 50), rows.slice(50)]) | RunInference(UserTowerHandler(str(model.saved_model)))
@@ -131,8 +130,8 @@ def test_vectors_separate_the_tastes(done):
     config, report = done
     model = Registry(config.workspace.models).get(report.model_version)
     ids, items = read_vectors(model.items)
-    users = user_vectors(Scorer(model.saved_model), snapshot(config))
-    vectors = np.array(users["vector"].to_pylist(), np.float32)
+    users = snapshot(config)
+    vectors = np.array(user_vectors(Scorer(model.saved_model), users).to_pylist(), np.float32)
     taste_of_item = np.array([int(i[1:]) // world.ITEMS_PER_TASTE for i in ids])
     taste_of_user = np.array([int(u[1:]) % world.TASTES for u in users["user_id"].to_pylist()])
     best = np.argsort(-(vectors @ items.T), 1)[:, :10]

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.metrics import Metrics
-from apache_beam.ml.inference.base import KeyedModelHandler, ModelHandler, RunInference
+from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
 from schemas import metric_names
-from schemas.cells import encode_recs_many
 from schemas.keys import hash64_column, list_key
 from transforms.candidates import Blend, Lists, Ranker, Users, fetch_classes, users_of
 from transforms.catalogue import Catalogue
+from transforms.packing import encode_lists
 from transforms.topk import exact_top_k
 
 LISTS_SCHEMA = pa.schema([pa.field("row", pa.string()), pa.field("value", pa.binary())])
@@ -61,7 +61,7 @@ class Recommend(beam.PTransform):  # type: ignore[misc]
     """RecordBatches of user snapshots (schemas.tables.USER_SNAPSHOTS) -> RecordBatches of LISTS_SCHEMA, one row per user.
 
     Attributes:
-      handler: RecordBatch of users -> RecordBatch(user_id, vector fixed_size_list<float32>), rows in the same order.
+      handler: RecordBatch of users -> the same with one column more, ``vector`` fixed_size_list<float32>.
       retrieval: catalogue and index, loaded once per process.
       blend: how candidates are found and scored.
       stamp: of every list.
@@ -75,13 +75,9 @@ class Recommend(beam.PTransform):  # type: ignore[misc]
     def expand(self, users: beam.PCollection) -> beam.PCollection:
         """See the class."""
         return (users
-                | "Keep users beside their vectors" >> beam.Map(_beside_itself)
-                | "User vectors" >> RunInference(KeyedModelHandler(self.handler))
-                | "Rank and explain" >> beam.ParDo(_RankUsers(self.retrieval, self.blend, self.stamp, Shared())))
-
-
-def _beside_itself(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    return batch, batch
+                | "User vectors" >> RunInference(self.handler).with_output_types(pa.RecordBatch)
+                | "Rank and explain" >> beam.ParDo(_RankUsers(self.retrieval, self.blend, self.stamp, Shared()))
+                .with_output_types(pa.RecordBatch))
 
 
 class _RankUsers(beam.DoFn):  # type: ignore[misc]
@@ -102,9 +98,9 @@ class _RankUsers(beam.DoFn):  # type: ignore[misc]
     def start_bundle(self) -> None:
         self._pending = None  # of a bundle that failed
 
-    def process(self, element: tuple[pa.RecordBatch, pa.RecordBatch], timestamp: Any = beam.DoFn.TimestampParam,
+    def process(self, element: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam,
                 window: Any = beam.DoFn.WindowParam) -> Iterator[WindowedValue]:
-        before, self._pending = self._pending, (self._thread.submit(self._rank, *element), timestamp, window)
+        before, self._pending = self._pending, (self._thread.submit(self._rank, element), timestamp, window)
         yield from self._finished(before)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
@@ -125,10 +121,10 @@ class _RankUsers(beam.DoFn):  # type: ignore[misc]
         for rows in ranked.rows:
             yield WindowedValue(rows, timestamp, (window,))
 
-    def _rank(self, snapshot: pa.RecordBatch, predicted: pa.RecordBatch) -> _Ranked:
+    def _rank(self, batch: pa.RecordBatch) -> _Ranked:
         catalogue = self._retrieval.catalogue
-        vectors, usable = vectors_of(predicted, catalogue.vectors.shape[1])
-        users = users_of(snapshot, catalogue, self._blend)
+        vectors, usable = vectors_of(batch.column("vector"), catalogue.vectors.shape[1])
+        users = users_of(batch, catalogue, self._blend)
         usable &= np.diff(users.history_offsets) > 0  # a tower's answer to an empty history is no taste
         rows, wanted, hits = [], 0, 0
         for chosen, k in fetch_classes(users, catalogue, self._blend):
@@ -157,9 +153,8 @@ class _Ranked:
     found: int
 
 
-def vectors_of(predicted: pa.RecordBatch, dimensions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+def vectors_of(column: pa.FixedSizeListArray, dimensions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """((n, d) vectors, (n,) whether each is present, finite and not zero)."""
-    column = predicted.column("vector")
     if column.type.list_size != dimensions:
         raise ValueError(f"user vectors of {column.type.list_size} dimensions do not fit items of {dimensions}")
     flat = column.values.slice(column.offset * dimensions, len(column) * dimensions)
@@ -200,7 +195,7 @@ def retrieval_hits(catalogue: Catalogue, users: Users, vectors: npt.NDArray[np.f
 
 def pack(user_ids: pa.StringArray, lists: Lists, catalogue: Catalogue, stamp: Stamp) -> pa.RecordBatch:
     """Lists as rows of the store."""
-    cells = encode_recs_many(catalogue.item_ids, lists.counts, lists.positions, lists.scores, lists.sources, lists.reasons,
-                             lists.because, stamp.model_version, stamp.generated_at, stamp.expires_at)
+    cells = encode_lists(catalogue.item_ids, lists.counts, lists.positions, lists.scores, lists.sources, lists.reasons,
+                         lists.because, stamp.model_version, stamp.generated_at, stamp.expires_at)
     rows: list[Any] = [list_key(user, stamp.surface) for user in user_ids.to_pylist()]
-    return pa.record_batch([pa.array(rows, pa.string()), pa.array(cells, pa.binary())], schema=LISTS_SCHEMA)
+    return pa.record_batch([pa.array(rows, pa.string()), cells], schema=LISTS_SCHEMA)

@@ -46,7 +46,7 @@ def _varint(base: int, at: int, end: int) -> tuple[int, int]:
 
 
 @njit(cache=True, nogil=True)
-def _utf8(base: int, at: int, end: int) -> bool:
+def utf8(base: int, at: int, end: int) -> bool:
     """Whether bytes are UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF."""
     while at < end:
         byte = byte_at(base, at)
@@ -105,7 +105,7 @@ def _string(base: int, at: int, end: int, limit: int) -> tuple[int, int, int]:
         return 0, 0, NEGATIVE
     if size > end - at:
         return 0, 0, SHORT
-    if not _ascii(base, at, at + size, limit) and not _utf8(base, at, at + size):
+    if not _ascii(base, at, at + size, limit) and not utf8(base, at, at + size):
         return 0, 0, UTF8
     return at, size, OK
 

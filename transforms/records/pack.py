@@ -21,6 +21,7 @@ MAGIC = b"\x01BRP"
 VERSION = 1
 _HEADER = struct.Struct("<4sBI")
 _CODEC = "lz4_raw"
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
 
 class PackError(ValueError):
@@ -48,14 +49,17 @@ def pack(events: pa.RecordBatch | pa.Table) -> bytes:
             column = whole(column) if isinstance(column, pa.ChunkedArray) else column
             columns.append(column if column.type == field.type else column.cast(field.type))
         events = pa.RecordBatch.from_arrays(columns, schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(events)
-    body = sink.getvalue()
-    record = _HEADER.pack(MAGIC, VERSION, body.size) + pa.Codec(_CODEC).compress(body, asbytes=True)
-    if body.size > MAX_PACK_BYTES or len(record) > MAX_RECORD_BYTES:
-        raise ValueError(f"a pack of {body.size:,} bytes is too large")
+    body = b"".join((_schema_message(), events.serialize(), _END))
+    record = _HEADER.pack(MAGIC, VERSION, len(body)) + pa.Codec(_CODEC).compress(body, asbytes=True)
+    if len(body) > MAX_PACK_BYTES or len(record) > MAX_RECORD_BYTES:
+        raise ValueError(f"a pack of {len(body):,} bytes is too large")
     return record
+
+
+@functools.cache
+def _schema_message() -> bytes:
+    """What a stream begins with: the same for every pack, and half of a small one's time."""
+    return bytes(arrow_schema("event").serialize())
 
 
 def unpack(record: memoryview) -> pa.RecordBatch:

@@ -18,6 +18,7 @@ from apache_beam.utils.shared import Shared
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from schemas import metric_names
+from transforms.beam.stream.freshness import Moments, ages, histogram
 from transforms.beam.stream.state import Bucket, Final, Marker, Rules, pack_delta
 from transforms.ingest import END_OF_TIME
 
@@ -25,6 +26,7 @@ STATS, FINAL = "stats", "final"
 """Outputs beside the cells: (job name, counters of a bundle as JSON), and rows that are final (state.Final) by bucket."""
 
 _IDLE_S = 600.0
+_GOLDEN = 0.6180339887498949
 _GRACE_S = 0.25
 """For so long an element may come and flush before the timer does. Timers are for quiet buckets: Prism 2.77 spins, and stalls
 all else, while a timer is due whose key is in a bundle."""
@@ -104,11 +106,17 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         """Finds the process's live copies."""
         self._live: LiveCopies = self._shared.acquire(LiveCopies)
         self._stats: Counter[str] = Counter()
+        self._ages: list[Any] = []
         self._oldest: Timestamp = MAX_TIMESTAMP
 
     def start_bundle(self) -> None:
         """Counts anew."""
-        self._stats, self._oldest = Counter(), MAX_TIMESTAMP
+        self._stats, self._ages, self._oldest = Counter(), [], MAX_TIMESTAMP
+
+    def reached(self, live: B, moments: Moments) -> None:
+        """Notes that events, accepted at these moments, are in a bucket and wait for its flush."""
+        live.waiting.add(moments)
+        self._ages.append(ages(moments, time.time()))
 
     def added(self, bucket: int, payload: bytes, timestamp: Timestamp, held: Held, timers: Timers) -> list[pa.RecordBatch]:
         """Adds an element; returns the cells to write now."""
@@ -133,7 +141,7 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         elif self._flush_s is not None and live.is_dirty:
             now = time.time()
             if live.flush_due is None:
-                live.flush_due = now + self._flush_s  # set once: a timer set again and again would never be due
+                live.flush_due = turn_after(now, bucket, self._flush_s)  # set once: a timer set ever again would never be due
                 timers.flush.set(Timestamp.of(live.flush_due + _GRACE_S))
             elif now >= live.flush_due:
                 live.flush_due = None
@@ -180,6 +188,7 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
 
     def finish_bundle(self) -> Iterator[Any]:
         """Gives out the counters."""
+        self._stats.update(histogram(f"{self.KIND.ENTITY}_state", self._ages))
         if self._stats:
             yield self.at_end(STATS, (self._job, json.dumps(self._stats)))
 
@@ -210,7 +219,13 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
             held.deltas.clear()
             self._state_bytes.update(len(data))
         held.marker.write(live.changed().pack())
-        return as_one(cells)
+        return [live.waiting.stamp(whole, f"{live.ENTITY}_stored") for whole in as_one(cells)]
+
+
+def turn_after(now: float, bucket: int, every_s: float) -> float:
+    """When a bucket is to flush next, seconds since 1970: buckets take turns, so that their writes do not come all at once."""
+    phase = bucket * _GOLDEN % 1.0 * every_s
+    return now + every_s - (now - phase) % every_s
 
 
 def as_one(cells: list[pa.RecordBatch]) -> list[pa.RecordBatch]:

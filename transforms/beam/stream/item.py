@@ -11,6 +11,7 @@ from schemas.keys import hash64_column
 from schemas.stream_cells import PANE
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.item import ItemState
+from transforms.beam.stream.freshness import Moments, moments_of
 from transforms.beam.stream.state import Bucket, Rules, groups_of
 from transforms.beam.stream.wire import unpack_parts
 
@@ -23,6 +24,7 @@ class ItemBucket(Bucket):
 
     def __init__(self, rules: Rules) -> None:
         super().__init__(rules, ItemState(groups_of(ItemState, rules.groups)))
+        self.accepted: Moments = np.empty(0, np.uint32)  # of the last message's events
 
     @classmethod
     def new(cls, rules: Rules) -> Self:
@@ -32,6 +34,7 @@ class ItemBucket(Bucket):
     def take(self, message: bytes) -> int:
         """Adds a message; returns its rows."""
         events, changed = unpack_parts(message)
+        self.accepted = moments_of(events) if events is not None else np.empty(0, np.uint32)
         if events is not None:
             self.state.add(Events(events))
             self.touch(hash64_column(events.column("item_id")), events.column("occurred_at").cast(pa.int64()).to_numpy())

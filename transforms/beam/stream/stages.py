@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from apache_beam.typehints import Tuple
 from schemas import metric_names
 from schemas.metric_names import by_segment
 from transforms.beam.stream.bucket import DELTAS, FINAL, MARKER, SNAPSHOT, STATS, BucketDoFn, Held, Timers
+from transforms.beam.stream.freshness import ACCEPTED, moments_of, with_accepted
 from transforms.beam.stream.item import ItemBucket
 from transforms.beam.stream.keys import bucket_keys
 from transforms.beam.stream.state import Rules
@@ -27,7 +29,7 @@ _MARKER, _DELTAS, _SNAPSHOT = (beam.DoFn.StateParam(spec) for spec in (MARKER, D
 
 @dataclass(eq=False)
 class SplitByUser(beam.PTransform):  # type: ignore[misc]
-    """RecordBatches with USER_COLUMNS -> (key of a user bucket, packed batch)."""
+    """RecordBatches with USER_COLUMNS and ingested_at -> (key of a user bucket, packed batch)."""
 
     buckets: int
 
@@ -45,7 +47,8 @@ class _Split(beam.DoFn):  # type: ignore[misc]
         self._keys = bucket_keys(self._buckets)
 
     def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, bytes]]:
-        for bucket, part in split(batch.select(USER_COLUMNS), "user_id", self._buckets):
+        columns = with_accepted(batch.select(USER_COLUMNS), batch.column("ingested_at"), time.time())
+        for bucket, part in split(columns, "user_id", self._buckets):
             yield self._keys[bucket], pack(part)
 
 
@@ -119,8 +122,9 @@ class _Users(BucketDoFn[UserBucket]):
             self._stats[by_segment(metric_names.EVENTS_LATE, *segment)] += count
         if not fresh:
             return None
+        self.reached(live, moments_of(taken.fresh))
         if self._item_buckets:
-            self._events.append(taken.fresh.select(ITEM_COLUMNS))
+            self._events.append(taken.fresh.select([c for c in (*ITEM_COLUMNS, ACCEPTED) if c in taken.fresh.schema.names]))
             if taken.pairs is not None and taken.pairs.num_rows:
                 self._pairs.append(taken.pairs)
         return element if fresh == batch.num_rows else pack(taken.fresh)
@@ -195,4 +199,5 @@ class _Items(BucketDoFn[ItemBucket]):
 
     def take(self, live: ItemBucket, element: bytes) -> bytes | None:
         self._stats[metric_names.ITEM_ROWS] += live.take(element)
+        self.reached(live, live.accepted)
         return element
