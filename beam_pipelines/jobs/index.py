@@ -27,8 +27,8 @@ _CALIBRATION_GROUPS = 8  # row groups of the snapshot that they are drawn from
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What ``run`` did. ``recall``: of the best 100 items by brute force the share that is among the 150 returned, on sample users
-    (1 for an exact index)."""
+    """What ``run`` did. ``recall``: of the best 100 items by brute force the share that is among 150 returned, on sample
+    users (1 for an exact index)."""
 
     model_version: str
     kind: str
