@@ -8,24 +8,21 @@ the source in a job that only counts, from its first batch to its last. ``--kafk
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fastavro
 import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.io.source_lane import Lane, Reading
 from beam_pipelines.io.source_tracker import Span
 from benchmarks.synthetic import FIRST_DAY, day_of_events, print_measured
-from schemas import avro
 from schemas.arrow import arrow_schema
 from schemas.workspace import DAY_MICROS
 from serving.eventlog import open_log
-from transforms.records import pack
+from transforms.records import encode_singles, pack
 
 PARTITIONS = 4
 _PACK = 1000
@@ -83,16 +80,11 @@ def _fill(uris: dict[str, str], args: argparse.Namespace) -> None:
     table = pa.table({f.name: table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type)
                       for f in schema}).combine_chunks()
     logs = {kind: open_log(f"{uri}?partitions={PARTITIONS}") for kind, uri in uris.items()}
-    parsed, now = fastavro.parse_schema(dict(avro.load("event"))), time.time_ns() // 1000
+    now = time.time_ns() // 1000
     for number, first in enumerate(range(0, len(table), _PACK)):
         part = table.slice(first, _PACK).combine_chunks()
         logs["packed"].append(number % PARTITIONS, [pack(part.to_batches()[0])], now)
-        singles = []
-        for row in part.to_pylist():
-            with io.BytesIO() as buffer:
-                fastavro.schemaless_writer(buffer, parsed, {**row, "attributes": dict(row["attributes"] or ())})
-                singles.append(buffer.getvalue())
-        logs["single"].append(number % PARTITIONS, singles, now)
+        logs["single"].append(number % PARTITIONS, encode_singles(part), now)
     for log in logs.values():
         log.close()
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import fastavro
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from beam_pipelines.errors import UserError
-from schemas import avro
 from schemas.arrow import TIMESTAMP, arrow_schema
-from schemas.keys import hash64_column, import_event_id
-from serving.eventlog import EventLog
-from transforms.records import pack
+from schemas.keys import import_event_id
+from serving.eventlog import EventLog, partitions_of
+from transforms.records import encode_singles, pack
 
 Form = Literal["packed", "single"]
 MAX_DELAY_MICROS = 50 * 60 * 1_000_000
@@ -138,7 +135,7 @@ def produce(log: EventLog, arrivals: Arrivals, form: Form, advance: Callable[[in
     Every second malformed event becomes a record of its own that is no event at all, where it stood.
     """
     partitions = log.partitions()
-    of = ((hash64_column(arrivals.events["user_id"]) >> np.uint64(32)) % np.uint64(partitions)).astype(np.int64)
+    of = partitions_of(arrivals.events["user_id"], partitions)
     records = 0
     for start in range(0, len(arrivals.arrival), _CHUNK):
         end = min(start + _CHUNK, len(arrivals.arrival))
@@ -165,9 +162,4 @@ def _records(events: pa.Table, malformed: npt.NDArray[np.bool_], form: Form) -> 
         for start in range(0, len(kept), _PACK_ROWS):
             yield pack(events.take(pa.array(kept[start : start + _PACK_ROWS])))
         return
-    schema = fastavro.parse_schema(dict(avro.load("event")))
-    for event in events.take(pa.array(kept)).to_pylist():
-        event["attributes"] = dict(event["attributes"])
-        sink = io.BytesIO()
-        fastavro.schemaless_writer(sink, schema, event)
-        yield sink.getvalue()
+    yield from encode_singles(events.take(pa.array(kept)))

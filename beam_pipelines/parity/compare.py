@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from beam_pipelines.parity.oracle import FEATURES, TABLES, Oracle
+from beam_pipelines.parity.oracle import FEATURES, Oracle
 from schemas.features import GROUPS, features_of
-from schemas.keys import bucket_of, hash64_column
 from schemas.stream_cells import RINGS, decode_rings, extract, window_sums
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.base import FAR
 from transforms.accumulators.stream.item import ItemState
 from transforms.accumulators.stream.user import UserState
+from transforms.beam.stream.wire import split
 
 SHIFTS = (0, 7 * 60 * 1_000_000, 35 * 60 * 1_000_000)
 """Features are read at the newest event of each user or item, and so much later: windows slide and sessions end at read.
@@ -52,22 +52,14 @@ def batch_states(batches: Iterable[pa.RecordBatch], buckets: int) -> tuple[list[
     users = [UserState((*UserState.GROUPS, *UserState.EXTRAS)) for _ in range(buckets)]
     items = [ItemState() for _ in range(buckets)]
     for batch in batches:
-        for bucket, part in _split(batch, "user_id", buckets):
+        for bucket, part in split(batch, "user_id", buckets):
             users[bucket].add(Events(part))
             changed = users[bucket].take_pairs()
-            for other, pairs in _split(changed, "item_id", buckets):
+            for other, pairs in split(changed, "item_id", buckets):
                 items[other].add_pairs(pairs)
-        for bucket, part in _split(batch, "item_id", buckets):
+        for bucket, part in split(batch, "item_id", buckets):
             items[bucket].add(Events(part))
     return users, items
-
-
-def _split(batch: pa.RecordBatch, column: str, buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    if not batch.num_rows:
-        return
-    bucket = bucket_of(hash64_column(batch.column(column)), buckets)
-    for b in np.unique(bucket).tolist():
-        yield b, batch.take(pa.array(np.flatnonzero(bucket == b)))
 
 
 def cells_of(states: Iterable[UserState | ItemState]) -> dict[str, dict[str, tuple[bytes, int]]]:
@@ -176,6 +168,3 @@ def _same_list(found: object, expected: Mapping[str, list] | None) -> bool:
     ids, times, scores = found
     return (list(ids) == expected["ids"] and ("times" not in expected or times.tolist() == expected["times"])
             and np.allclose(scores, expected["scores"], rtol=1e-6, atol=0))
-
-
-__all__ = ["TABLES", "Difference", "batch_states", "cells_of", "compare_cells", "compare_features", "compare_table", "final_of"]

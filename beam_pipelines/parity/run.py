@@ -23,7 +23,6 @@ from beam_pipelines.io.lakewriter import write_lake
 from beam_pipelines.parity.clicks import Arrivals, Disturbance, Form, disturb, produce, read_clicks
 from beam_pipelines.parity.compare import (
     STREAM_GROUPS,
-    TABLES,
     Difference,
     batch_states,
     cells_of,
@@ -32,8 +31,9 @@ from beam_pipelines.parity.compare import (
     compare_table,
     final_of,
 )
-from beam_pipelines.parity.oracle import Oracle
+from beam_pipelines.parity.oracle import TABLES, Oracle
 from beam_pipelines.progress import Stage
+from schemas import metric_names
 from serving.eventlog import open_log
 from serving.stores import open_store
 from transforms.accumulators.stream.item import ItemState
@@ -124,7 +124,7 @@ def run(folder: Path, plan: Plan, quiet: bool = False) -> Report:
         report = Report(plan.runner, plan.form, flags, len(clicks), len(arrivals.arrival), int(arrivals.malformed.sum()))
         with Stage("stream", quiet=quiet) as stage:
             report.kills, status = _stream(words, folder, cluster if plan.kills else None, len(arrivals.arrival))
-            report.late = sum(n for name, n in status.get("counters", {}).items() if name == "events_late")
+            report.late = sum(n for name, n in status.get("counters", {}).items() if name == metric_names.EVENTS_LATE)
         report.job_s = stage.seconds
         with Stage("lake", quiet=quiet):
             lake = Lake.open(folder / "lake")
@@ -151,13 +151,14 @@ def _servers(plan: Plan, folder: Path) -> Iterator[tuple[str, Any]]:
 def _stream(words: list[str], folder: Path, cluster: Any, events: int) -> tuple[list[str], dict[str, Any]]:
     """Runs the streaming job to its end; with a cluster, kills its parts one by one and resumes what does not recover."""
     kills: list[str] = []
+    checkpoints: dict[tuple[str, int], int] = {}
     until = time.monotonic() + _JOB_SECONDS
     job = _start(words, folder)
     try:
         while (code := job.poll()) is None:
             if time.monotonic() > until:
                 raise UserError(f"the streaming job did not end within {_JOB_SECONDS:.0f} s; see {folder / 'stream.err'}")
-            if cluster is not None and len(kills) < len(KILLS) and _may_kill(cluster, folder, events):
+            if cluster is not None and len(kills) < len(KILLS) and _may_kill(cluster, folder, events, checkpoints):
                 part = KILLS[len(kills)]
                 kills.append(part)
                 if part == "jobmanager":
@@ -183,8 +184,9 @@ def _start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, stdout=out, stderr=err)
 
 
-def _may_kill(cluster: Any, folder: Path, events: int) -> bool:
-    """Whether the job runs, has counted some events, and has completed a checkpoint since it last began."""
+def _may_kill(cluster: Any, folder: Path, events: int, checkpoints: dict[tuple[str, int], int]) -> bool:
+    """Whether the job runs, has counted some events, and has completed a checkpoint since it last began; ``checkpoints``
+    remembers how many there were at the first sight of each of its lives."""
     from beam_pipelines.io.stream_status import read_status
 
     try:
@@ -192,17 +194,14 @@ def _may_kill(cluster: Any, folder: Path, events: int) -> bool:
         if job is None or not cluster.rest.running_tasks(job):
             return False
         done = cluster.rest.checkpoints(job)
-        seen = _CHECKPOINTS.setdefault((job, cluster.rest.restarts(job)), done)
+        seen = checkpoints.setdefault((job, cluster.rest.restarts(job)), done)
         store = open_store(f"sqlite:{folder / 'store.db'}", create=False)
     except (OSError, RuntimeError, UserError):
         return False
     status = read_status(store, NAME)
     store.close()
-    counted = (status or {}).get("counters", {}).get("events_read", 0)
+    counted = (status or {}).get("counters", {}).get(metric_names.EVENTS_READ, 0)
     return bool(done > seen and counted > _FIRST_KILL * events)
-
-
-_CHECKPOINTS: dict[tuple[str, int], int] = {}
 
 
 def _kill(cluster: Any, part: str) -> None:

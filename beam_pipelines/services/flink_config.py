@@ -36,6 +36,8 @@ def config(folder: Path, ports: Mapping[str, int], slots: int, memory: Memory, c
         "io.tmp.dirs": folder / "tmp", "web.upload.dir": folder / "tmp",
         # Without it the watermark of Beam's GroupByKey stays at its minimum and no window ever fires.
         "pipeline.operator-chaining.enabled": "false",
+        # A record is a batch of columns: it is sent at once, not after 100 ms at each of a job's edges.
+        "execution.buffer-timeout.interval": "0 ms",
         # Jobs bring no classes of their own, so one loader is enough and none leaks.
         "classloader.resolve-order": "parent-first",
         "state.checkpoints.dir": f"file://{checkpoints}", "state.savepoints.dir": f"file://{checkpoints}/savepoints",

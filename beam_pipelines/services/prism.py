@@ -16,10 +16,9 @@ from typing import ClassVar
 from zipfile import BadZipFile
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.services import process
 from beam_pipelines.services.install import HOW, RECIPES, install, program
-from beam_pipelines.services.ports import HOST, claim, free_port, serves_grpc
-from beam_pipelines.services.server import OneProcess
+from beam_pipelines.services.ports import free_port
+from beam_pipelines.services.server import OneGrpcServer
 
 PORT = 8073
 
@@ -62,28 +61,18 @@ def ensure(news: Callable[[str], None]) -> Path:
 
 
 @dataclass
-class Prism(OneProcess):
+class Prism(OneGrpcServer):
     """A Prism server."""
 
     NAME: ClassVar[str] = "prism"
+    TITLE: ClassVar[str] = "Prism"
 
     port: int = PORT
-
-    @property
-    def address(self) -> str:
-        """Beam's ``--job_endpoint``."""
-        return f"{HOST}:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
         """What a shell exports to use it."""
         return {"BEAMREC_PRISM": self.address}
-
-    @classmethod
-    def found(cls, directory: Path) -> Prism | None:
-        """The server that a directory's pid file describes; None without one."""
-        known = process.find(directory, cls.NAME)
-        return None if known is None else cls(directory, known.ports["prism"])
 
     def pipeline_options(self, job: str = "", streaming: bool = True) -> list[str]:
         """Beam's flags for a job on it, whose workers run in the submitting process (LOOPBACK)."""
@@ -92,26 +81,13 @@ class Prism(OneProcess):
                  "--experiments=prism_disable_sdf_split"]
         return [*flags, *(["--streaming"] if streaming else []), *([f"--job_name={job}"] if job else [])]
 
-    def start(self, seconds: float = 30.0) -> Prism:
-        """Starts it unless it runs, and waits until it answers.
+    def command(self) -> list[str]:
+        """See OneGrpcServer."""
+        return [str(binary()), "-serve_http=false", "-log_kind=json", "-log_level=warn", f"-web_port={free_port()}"]
 
-        Raises:
-          UserError: not to be had, the port is taken, or it does not come up.
-        """
-        known = self.process
-        if known is not None and known.alive:
-            self.port = known.ports["prism"]
-        else:
-            command = [str(binary()), "-serve_http=false", "-log_kind=json", "-log_level=warn", f"-web_port={free_port()}"]
-            self.port = claim(self.port, "Prism", "--port-prism")
-            known = process.start(self.directory, self.NAME, [*command, f"-job_port={self.port}"], ports={"prism": self.port},
-                                  parent=self.parent)
-        known.wait_ready(self.healthy, seconds, "Prism")
-        return self
-
-    def healthy(self) -> bool:
-        """Whether it answers."""
-        return serves_grpc(self.address)
+    def port_flag(self) -> str:
+        """See OneGrpcServer."""
+        return f"-job_port={self.port}"
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 from beam_pipelines.services import process
+from beam_pipelines.services.ports import HOST, claim, serves_grpc
 
 
 class Server(Protocol):
@@ -69,3 +70,49 @@ class OneProcess:
         """Ends it, in order when it can."""
         if (known := self.process) is not None:
             known.stop()
+
+
+class OneGrpcServer(OneProcess):
+    """A server of one process that answers gRPC on one port; TITLE is what messages call it."""
+
+    TITLE: ClassVar[str]
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return f"{HOST}:{self.port}"
+
+    @classmethod
+    def found(cls, directory: Path) -> Self | None:
+        """The server that a directory's pid file describes; None without one."""
+        known = process.find(directory, cls.NAME)
+        return None if known is None else cls(directory, known.ports[cls.NAME])
+
+    def command(self) -> list[str]:
+        """Its program and flags but for the port; raises UserError when it is not installed."""
+        raise NotImplementedError
+
+    def port_flag(self) -> str:
+        """The flag that names the port."""
+        raise NotImplementedError
+
+    def start(self, seconds: float = 30.0) -> Self:
+        """Starts it unless it runs, and waits until it answers.
+
+        Raises:
+          UserError: not to be had, the port is taken, or it does not come up.
+        """
+        known = self.process
+        if known is not None and known.alive:
+            self.port = known.ports[self.NAME]
+        else:
+            command = self.command()
+            self.port = claim(self.port, self.TITLE, f"--port-{self.NAME}")
+            known = process.start(self.directory, self.NAME, [*command, self.port_flag()], ports={self.NAME: self.port},
+                                  parent=self.parent)
+        known.wait_ready(self.healthy, seconds, self.TITLE)
+        return self
+
+    def healthy(self) -> bool:
+        """Whether it answers."""
+        return serves_grpc(self.address)

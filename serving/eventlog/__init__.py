@@ -18,12 +18,13 @@ from serving.eventlog.base import (
     OffsetGone,
     Producer,
     partition_of,
+    partitions_of,
 )
 from serving.eventlog.local import MAX_PARTITIONS, LocalLog
 
 __all__ = [
     "EventLog", "LogBusy", "LogError", "LogMissing", "LogReader", "LogUnavailable", "LogUriError", "OffsetGone", "Producer",
-    "open_log", "partition_of",
+    "open_log", "partition_of", "partitions_of",
 ]
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")

@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from schemas.keys import hash64
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from schemas.keys import hash64, hash64_column
 from transforms.records.base import MAX_RECORD_BYTES, Records, SchemaRegistry
 
 __all__ = ["MAX_RECORD_BYTES", "EventLog", "LogBusy", "LogError", "LogMissing", "LogReader", "LogUnavailable", "LogUriError",
-           "OffsetGone", "Producer", "Records", "partition_of"]
+           "OffsetGone", "Outcome", "Producer", "Records", "partition_of", "partitions_of"]
 
 
 class LogError(RuntimeError):
@@ -84,8 +88,18 @@ class LogReader(Protocol):
         ...
 
 
+Outcome = int | LogError
+"""What became of a record: its offset, or why it could not be written."""
+
+
 class Producer(Protocol):
-    """Writes single records from an event loop; many sends share one commit."""
+    """Writes records from an event loop; many sends share one commit.
+
+    Attributes:
+      in_flight: how many sends under way at once are worth it; more only wait for each other.
+    """
+
+    in_flight: int
 
     async def send(self, partition: int, record: bytes, timestamp: int) -> int:
         """Writes a record; returns its offset once it is durable.
@@ -94,6 +108,14 @@ class Producer(Protocol):
           ValueError: the record is over MAX_RECORD_BYTES, or no such partition.
           LogBusy: too much is waiting already; nothing was written.
           LogUnavailable: it could not be written (or it is not known whether it was).
+        """
+        ...
+
+    async def send_all(self, sends: Sequence[tuple[int, bytes]], timestamp: int) -> list[Outcome]:
+        """Writes (partition, record) pairs, those of a partition in their order; each one's offset, or why it has none.
+
+        Raises:
+          As send, when nothing was written.
         """
         ...
 
@@ -157,3 +179,8 @@ class EventLog(Protocol):
 def partition_of(user_id: str, partitions: int) -> int:
     """The partition of a user's events: from other bits of the hash than row keys and buckets."""
     return (hash64(user_id) >> 32) % partitions
+
+
+def partitions_of(user_ids: pa.Array | pa.ChunkedArray, partitions: int) -> npt.NDArray[np.int64]:
+    """``partition_of`` for a column."""
+    return ((hash64_column(user_ids) >> np.uint64(32)) % np.uint64(partitions)).astype(np.int64)
