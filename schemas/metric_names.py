@@ -50,6 +50,8 @@ CELLS_RETRIED = "cells_retried"
 """Writes to the store that failed and were tried again."""
 FLUSH_MS = "flush_ms"
 """Distribution: how long writing a flush's cells took, in milliseconds."""
+FRESHNESS, FRESHNESS_MS = "freshness_seconds", "freshness_ms"
+"""Events by stage that they reached and by how long it took since they were accepted; the sum of it by stage."""
 
 
 def by_segment(name: str, *segment: str) -> str:

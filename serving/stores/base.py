@@ -76,6 +76,11 @@ class Store(Protocol):
         """Writes cells, newest timestamp wins; returns how many were offered."""
         ...
 
+    def write_cells(self, family: Family, rows: Sequence[str], groups: Sequence[str], values: Sequence[bytes],
+                    timestamps: Sequence[int]) -> int:
+        """``write_features`` in columns, n cells of one family: for jobs that write hundreds of thousands."""
+        ...
+
     def read_lists(self, rows: Sequence[str], version: str) -> list[Cell | None]:
         """The ranked-list cell of each row at a version."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import sqlite3
 import threading
@@ -49,8 +50,9 @@ _SCHEMA = [
 _NEWEST = """ DO UPDATE SET timestamp = excluded.timestamp, value = excluded.value
   WHERE excluded.timestamp > timestamp OR (excluded.timestamp = timestamp AND excluded.value <> value)"""
 _PUT_LIST = f'INSERT INTO recommendations VALUES (?, ?, ?, ?) ON CONFLICT (version, "row"){_NEWEST}'
-_PUT_FEATURE = {family: f'INSERT INTO features_{family} VALUES (?, ?, ?, ?) ON CONFLICT ("row", "group"){_NEWEST}'
-                for family in FAMILIES}
+_MANY = 128
+_PUT_FEATURES = {(family, many): f'INSERT INTO features_{family} VALUES {", ".join(["(?, ?, ?, ?)"] * many)}'
+                                 f' ON CONFLICT ("row", "group"){_NEWEST}' for family in FAMILIES for many in (1, _MANY)}
 
 
 class _Connection(sqlite3.Connection):
@@ -199,9 +201,20 @@ class SqliteStore:
                 cells.sort(key=_key)  # neighbours share pages; the sort is stable, so the later of equals stays later
             with self._transaction() as connection:
                 for family, cells in by_family.items():
-                    connection.executemany(_PUT_FEATURE[family], cells)
+                    _put_features(connection, family, cells)
             offered += len(chunk)
         return offered
+
+    def write_cells(self, family: Family, rows: Sequence[str], groups: Sequence[str], values: Sequence[bytes],
+                    timestamps: Sequence[int]) -> int:
+        """See Store."""
+        _table(family)
+        for start in range(0, len(rows), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            cells = sorted(zip(rows[part], groups[part], timestamps[part], values[part], strict=True), key=_key)
+            with self._transaction() as connection:
+                _put_features(connection, family, cells)
+        return len(rows)
 
     def read_lists(self, rows: Sequence[str], version: str) -> list[Cell | None]:
         """See Store."""
@@ -308,8 +321,15 @@ def _table(family: str) -> str:
     return f"features_{family}"
 
 
-def _key(cell: tuple[str, str, int, bytes]) -> tuple[str, str]:
-    return cell[0], cell[1]
+_key = operator.itemgetter(0, 1)
+
+
+def _put_features(connection: sqlite3.Connection, family: str, cells: list[tuple[str, str, int, bytes]]) -> None:
+    """Many cells a statement: each step of a statement takes the interpreter's lock anew, which other threads then hold."""
+    whole = len(cells) // _MANY * _MANY
+    for start in range(0, whole, _MANY):
+        connection.execute(_PUT_FEATURES[family, _MANY], list(itertools.chain.from_iterable(cells[start : start + _MANY])))
+    connection.executemany(_PUT_FEATURES[family, 1], cells[whole:])
 
 
 def _marks(count: int) -> str:

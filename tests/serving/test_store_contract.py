@@ -45,6 +45,25 @@ def put_list(store, user="ann", version="v1", value=b"l", timestamp=1000):
     return store.write_lists([ListWrite(list_key(user, "homepage"), version, Cell(value, timestamp))])
 
 
+def test_cells_in_columns_are_written_as_features_are(store):
+    rows = [row_key(USER, f"u{i % 300}") for i in range(1000)]  # some more than once: the newest wins, of equals the last
+    groups = [("a", "b")[i % 2] for i in range(1000)]
+    times = [(i * 7919 % 5) * 1000 for i in range(1000)]
+    values = [b"%d" % i for i in range(1000)]
+    assert store.write_cells("stream", rows, groups, values, times) == 1000
+    expected = {}
+    for row, group, value, time_ in zip(rows, groups, values, times, strict=True):
+        if (row, group) not in expected or expected[row, group].timestamp <= time_:
+            expected[row, group] = Cell(value, time_)
+    distinct = sorted(set(rows))
+    found = store.read_features(distinct, "stream", ["a", "b"])
+    assert {(r, g): c for r, cells in zip(distinct, found, strict=True) for g, c in cells.items()} == expected
+    assert store.read_features(distinct, "batch", ["a", "b"]) == [{}] * len(distinct)
+    assert store.write_cells("stream", rows, groups, values, times) == 1000
+    assert store.read_features(distinct, "stream", ["a", "b"]) == found
+    assert store.write_cells("stream", [], [], [], []) == 0
+
+
 def test_reads_answer_in_the_order_asked_with_misses_and_repeats(store):
     put(store, ANN, value=b"a")
     put(store, BOB, value=b"b")
