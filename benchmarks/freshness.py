@@ -2,7 +2,7 @@
 
 A load generator posts --rate events a second to a collector, the streaming job reads its log and writes an SQLite store; all
 are processes of their own. 20 times a second one event of a probe user is posted beside them, and the store is looked at
-every 5 ms until the user's cell (and the item's) tells of it. Memory of every process is sampled: users come and go, so what
+every 20 ms until the user's cell (and the item's) tells of it. Memory of every process is sampled: users come and go, so what
 grows in the later half of a long run is state that does not expire.
 
   beamrec bench freshness                                     5,000 events/s for 5 minutes: local log, Prism
@@ -21,7 +21,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from beam_pipelines.errors import UserError
+from beam_pipelines.io.stream_status import read_status
 from beam_pipelines.services import flink, kafka, prism
 from beam_pipelines.services.ports import answers, free_port
 from beam_pipelines.services.process import Process, poll, start
@@ -37,6 +39,9 @@ from benchmarks.freshness_memory import Memory
 from benchmarks.freshness_probes import Probe, Probes
 from benchmarks.synthetic import print_measured
 from schemas.keys import ITEM, USER
+from serving.stores import open_store
+from transforms.beam.stream.freshness import STAGES
+from transforms.beam.stream.freshness import quantiles as quantiles_of
 
 JOB = "freshness"
 _UP_S = 180.0
@@ -91,9 +96,9 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
         _await_fresh(chain, probes)
         load = _load(chain, Job(chain.host, chain.port, clock, args.rate, args.users, args.stay))
         _watch(args.warm_up, chain, probes, "warming up")
-        begin, wall = time.monotonic(), time.time()
+        begin, wall, before = time.monotonic(), time.time(), _counters(chain)
         loads = _watch(args.seconds, chain, probes, "measuring")
-        end = time.monotonic()
+        end, after = time.monotonic(), _counters(chain)
         probes.settle(_SETTLE_S)
         sent = json.loads(load.communicate()[0])
     taken = [probe for probe in probes.all if begin <= probe.accepted < end]
@@ -102,7 +107,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
     return {
         "events_per_s": round((accepted + len(taken)) / (end - begin)), **quantiles(taken, USER),
         **{f"items_{name}": value for name, value in quantiles(taken, ITEM).items()},
-        "probes": len(taken), "lost": lost, "accepted": accepted, "seconds": round(end - begin, 1),
+        "budget": budget(before, after), "probes": len(taken), "lost": lost, "accepted": accepted,
+        "seconds": round(end - begin, 1),
         "refused": sent["rejected"] + probes.refused, "retries": sent["retries"], "sender_behind_s": round(sent["behind_s"], 2),
         "runner": args.runner, "log": args.log, "flags": args.stream_flags or "defaults", "users": args.users,
         "stay_s": args.stay, "speed": args.speed,
@@ -119,6 +125,26 @@ def quantiles(probes: list[Probe], kind: str) -> dict[str, float | None]:
     seconds = [probe.readable[kind] - probe.accepted for probe in probes if kind in probe.readable]
     points = np.quantile(seconds, [0.5, 0.9, 0.99, 1.0]).round(3).tolist() if seconds else [None] * 4
     return dict(zip(("p50_s", "p90_s", "p99_s", "max_s"), points, strict=True))
+
+
+def budget(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
+    """Seconds from accepted to each stage (transforms.beam.stream.freshness), of all events between two readings."""
+    grown = Counter(after)
+    grown.subtract(before)
+    stages: dict[str, dict[str, float | None]] = {}
+    for stage in STAGES:
+        if (found := quantiles_of(grown, stage, (0.5, 0.9, 0.99))) is not None:
+            rounded = [round(seconds, 2) if np.isfinite(seconds) else None for seconds in found]
+            stages[stage] = dict(zip(("p50_s", "p90_s", "p99_s"), rounded, strict=True))
+    return stages
+
+
+def _counters(chain: Chain) -> dict[str, int]:
+    store = open_store(chain.store, create=False)
+    try:
+        return dict((read_status(store, JOB) or {"counters": {}})["counters"])
+    finally:
+        store.close()
 
 
 @contextlib.contextmanager
@@ -140,6 +166,7 @@ def running(args: argparse.Namespace, work: Path) -> Iterator[Chain]:
         job = _started(stack, work, "stream", ["stream", "--log", log, "--name", JOB, "--runner", args.runner, "--services",
                                                str(work / "services"), *common, *args.stream_flags.split()])
         roles |= {"collector": _members(collector)}
+        roles["bench"] = lambda: [os.getpid()]
         chain = Chain(store, host, port, job, roles, stack=stack)
         if args.runner == "prism":
             roles |= {"worker": _members(job), "prism": _members(runner.process)}

@@ -15,7 +15,7 @@ from serving.stores import open_store
 
 PROBES = 64
 """Users, and items, that take turns: they lie in every bucket."""
-EVERY_S, LOOK_S = 0.05, 0.005
+EVERY_S, LOOK_S = 0.05, 0.02
 _GROUPS = {USER: "user_panes", ITEM: "item_minutes"}
 
 
@@ -29,7 +29,7 @@ class Probe:
 
 
 class Probes:
-    """Posts a view by a probe user of a probe item every 50 ms, and looks every 5 ms which cells tell of it.
+    """Posts a view by a probe user of a probe item every 50 ms, and looks every 20 ms which cells tell of it.
 
     A cell's timestamp is the newest event time in it, and a probe user's events have ascending times, so a cell as new as an
     event holds it. ``with Probes(...) as probes``; ``settle`` waits for what is on its way.
