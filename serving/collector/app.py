@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import time
@@ -12,13 +13,14 @@ from typing import Any
 from urllib.parse import unquote
 
 from schemas import metric_names as names
+from serving.collector.bodies import warm_up
 from serving.collector.dead import DeadLetters
 from serving.collector.metrics import Counters
 from serving.collector.packer import Packer
 from serving.collector.router import EventRouter, Outcome
 from serving.collector.settings import CollectorSettings, beside, creating, open_for_writing
 from serving.collector.stamps import Stamps
-from serving.collector.suppress import Suppressor
+from serving.collector.suppress import URGENT, Suppressor
 from serving.collector.upserts import Upserts
 from serving.collector.wire import MAX_BODY_BYTES
 from serving.eventlog import EventLog, LogError, Producer
@@ -28,6 +30,9 @@ _log = logging.getLogger(LOGGER)
 _JSON, _TEXT, _SCRIPT = "application/json", "text/plain; version=0.0.4; charset=utf-8", "text/javascript; charset=utf-8"
 _EVENTS, _ITEMS, _USERS = "/v1/events", "/v1/items/", "/v1/users/"
 Headers = list[tuple[str, str]]
+_GARBAGE = 20_000
+"""New objects between collections."""
+_JSON_HEADER = ("content-type", _JSON)
 
 
 class BodyTooLargeError(Exception):
@@ -47,13 +52,15 @@ class Collector:
     def open(self) -> None:
         """Opens the logs, creating those that are not there; raises LogError."""
         settings, counters = self._settings, self.counters
+        warm_up()
         log, producer = self._opened(creating(settings.log, settings.partitions))
         dead = DeadLetters(self._opened(beside(settings.log, "dead"))[1])
         stamps = suppressor = None
         if settings.store is not None:
             stamps, suppressor = Stamps(settings.store, counters), Suppressor(settings.store, counters)
             self._stores = [stamps, suppressor]
-        self.packer = Packer(producer, log.partitions(), counters, settings.linger_ms / 1000, settings.max_waiting)
+        self.packer = Packer(producer, log.partitions(), counters, settings.linger_ms / 1000, settings.max_waiting,
+                             needs_stamps=stamps is not None, leaves=URGENT if suppressor is not None else ())
         self.router = EventRouter(self.packer, dead, stamps, suppressor, counters)
         self.upserts = {}
         for entity in ("item", "user"):
@@ -98,6 +105,9 @@ class CollectorApp:
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called by the server before the first request."""
         self._collector.open()
+        gc.collect()
+        gc.freeze()  # what is there now stays; walking it at every collection costs requests their milliseconds
+        gc.set_threshold(_GARBAGE)
         _log.info("worker started")
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -112,9 +122,11 @@ class CollectorApp:
         """One request."""
         started = time.perf_counter()
         method, path = scope.method, scope.path
+        outcome: bytes | Outcome
+        route = _EVENTS
         try:
             if path == _EVENTS and method == "POST":
-                route, outcome = _EVENTS, await self._events(scope, protocol)
+                outcome = await self._events(scope, protocol)
             elif method == "PUT" and path.startswith((_ITEMS, _USERS)):
                 route, outcome = path[: len(_ITEMS)], await self._upsert(scope, protocol)
             else:
@@ -124,21 +136,26 @@ class CollectorApp:
         except Exception as error:
             self._counters.log_failure("request", error)
             route, outcome = "error", Outcome(500, detail="the collector could not answer; its log has the reason")
-        headers: Headers = [("content-type", outcome.content_type)]
-        if outcome.retry_after_s:
-            headers.append(("retry-after", str(math.ceil(outcome.retry_after_s))))
-        if route == "body":
-            headers.append(("connection", "close"))  # the rest of it is not read
+        if isinstance(outcome, bytes):
+            status, headers, content = 202, [_JSON_HEADER], outcome
+        else:
+            status, headers, content = outcome.status, [("content-type", outcome.content_type)], outcome.body()
+            if outcome.retry_after_s:
+                headers.append(("retry-after", str(math.ceil(outcome.retry_after_s))))
+            if route == "body":
+                headers.append(("connection", "close"))  # the rest of it is not read
         self._allow_origin(scope, headers)
-        protocol.response_bytes(outcome.status, headers, outcome.body())
-        self._counters.requests[route, outcome.status] += 1
+        protocol.response_bytes(status, headers, content)
+        self._counters.requests[route, status] += 1
         self._counters.seconds.add(time.perf_counter() - started)
 
-    async def _events(self, scope: Any, protocol: Any) -> Outcome:
+    async def _events(self, scope: Any, protocol: Any) -> bytes | Outcome:
         headers = scope.headers
         if headers.get("content-encoding") not in (None, "identity"):
             return Outcome(415, detail="send the body without Content-Encoding")
-        return await self._collector.router.accept(await _body(headers, protocol), headers.get("idempotency-key"))
+        body, key = await _body(headers, protocol), headers.get("idempotency-key")
+        router = self._collector.router
+        return (None if key is not None else await router.accept_quickly(body)) or await router.accept_slowly(body, key)
 
     async def _upsert(self, scope: Any, protocol: Any) -> Outcome:
         entity = "item" if scope.path.startswith(_ITEMS) else "user"

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from schemas import metric_names as names
-from serving.collector.wire import EventIn
-from serving.eventlog.base import LogError
 from serving.logs import LOGGER
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -53,17 +51,18 @@ class Counters:
         self.seconds, self.commit_seconds = Histogram(), Histogram()
         self.gauges: dict[str, Callable[[], float]] = {}
 
-    def packed(self, events: Sequence[EventIn], seconds: float, error: LogError | None) -> None:
-        """A pack was answered."""
-        self.packs += 1
-        self.pack_events += len(events)
+    def round(self, packs: int, events: int, seconds: float, failures: int) -> None:
+        """A round of packs was answered, so many of them with a failure."""
+        self.packs += packs
+        self.pack_events += events
         self.commit_seconds.add(seconds)
-        if error is not None:
-            self.log_failures += 1
-            return
-        for (kind, device), count in Counter([(e.event_type, e.device) for e in events]).items():
-            label = (kind, device or "")
-            self.accepted[label if label in self.accepted or len(self.accepted) < _MAX_LABELS else (kind, "other")] += count
+        self.log_failures += failures
+
+    def taken(self, kinds: Mapping[tuple[str, str], int]) -> None:
+        """Events were accepted: how many by (event type, device)."""
+        for label, count in kinds.items():
+            known = label in self.accepted or len(self.accepted) < _MAX_LABELS
+            self.accepted[label if known else (label[0], "other")] += count
 
     def log_failure(self, what: str, error: Exception) -> None:
         """A failure that nobody expects: with its trace into the log."""

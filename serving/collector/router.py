@@ -17,14 +17,15 @@ import xxhash
 
 from serving.collector.dead import DeadLetters
 from serving.collector.metrics import Counters
-from serving.collector.packer import Packer
+from serving.collector.packer import Packer, Partly
 from serving.collector.stamps import Stamps
 from serving.collector.suppress import URGENT, Suppressor
-from serving.collector.wire import EventIn, Refused, TooLargeError, encode, fault, micros, read_events, refuse
+from serving.collector.wire import MAX_BODY_BYTES, EventIn, Refused, TooLargeError, encode, fault, micros, read_events, refuse
 from serving.eventlog.base import LogBusy, LogError, LogUnavailable, partition_of
 
 MAX_KEY = 256
 REMEMBERED_IDS = 100_000
+_URGENT = tuple(f'"{kind}"'.encode() for kind in sorted(URGENT))
 
 
 class EventOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,6 +70,11 @@ class Outcome:
     events: Sequence[EventOutcome] = ()
     detail: str = ""
     retry_after_s: float = 0.0
+
+    @classmethod
+    def of(cls, answer: bytes) -> Outcome:
+        """The outcome that says 202 with a body made elsewhere."""
+        return cls(202, msgspec.json.decode(answer, type=_Accepted).events)
 
     @property
     def content_type(self) -> str:
@@ -120,6 +126,35 @@ class EventRouter:
 
     async def accept(self, body: bytes, idempotency_key: str | None = None) -> Outcome:
         """Takes the events of a request body; returns when each is durable or refused."""
+        quick = await self.accept_quickly(body) if idempotency_key is None else None
+        if isinstance(quick, bytes):
+            return Outcome.of(quick)
+        return quick or await self.accept_slowly(body, idempotency_key)
+
+    async def accept_quickly(self, body: bytes) -> bytes | Outcome | None:
+        """As accept, for a body without an Idempotency-Key: the body of a 202, another outcome, or None for one that
+        nobody has taken yet (then accept_slowly does): it needs the store, or holds something unusual."""
+        if not self._is_plain(body):
+            return None
+        try:
+            answer = await self._packer.put_body(body)
+        except LogError as error:
+            return None if isinstance(error, LogBusy) else unavailable(error)
+        if isinstance(answer, Partly):
+            return unavailable(next(iter(answer.failed.values())), [
+                EventOutcome(i, "unavailable" if p in answer.failed else "accepted") for i, p in answer.fates])
+        return answer
+
+    def _is_plain(self, body: bytes) -> bool:
+        """Whether a glance finds nothing in a body that must go the slow way (what it overlooks is found in the scan)."""
+        if len(body) > MAX_BODY_BYTES or b"\\" in body:
+            return False
+        if self._suppressor is not None and any(kind in body for kind in _URGENT):
+            return False
+        return self._stamps is None or (b'"price"' in body and b'"categories"' in body)
+
+    async def accept_slowly(self, body: bytes, idempotency_key: str | None = None) -> Outcome:
+        """As accept, event by event."""
         now = self._now()
         try:
             read = read_events(body)
@@ -144,7 +179,7 @@ class EventRouter:
             else:
                 good.append(event)
         try:
-            failed, partitions = await self._write(good, len(body))
+            failed, partitions = await self._write(good)
             if refused:
                 await self._dead.put(refused, now)
         except LogError as error:  # none of it counts: what was written is told apart by its ids when it comes again
@@ -181,7 +216,7 @@ class EventRouter:
                 del self._times[next(iter(self._times))]
         return found
 
-    async def _write(self, events: list[EventIn], size: int) -> tuple[dict[int, LogError], list[int]]:
+    async def _write(self, events: list[EventIn]) -> tuple[dict[int, LogError], list[int]]:
         """The partitions that failed, and each event's partition."""
         if not events:
             return {}, []
@@ -190,13 +225,13 @@ class EventRouter:
         number = self._packer.partitions
         if len(events) == 1:
             partitions = [partition_of(events[0].user_id, number)]
-            ticket = self._packer.put({partitions[0]: events}, size)
+            ticket = self._packer.put({partitions[0]: events})
         else:
             partitions = [partition_of(e.user_id, number) for e in events]
             by_partition: dict[int, list[EventIn]] = {}
             for event, partition in zip(events, partitions, strict=True):
                 by_partition.setdefault(partition, []).append(event)
-            ticket = self._packer.put(by_partition, size)
+            ticket = self._packer.put(by_partition)
         await ticket.wait()
         stored = [e for e, p in zip(events, partitions, strict=True) if p not in ticket.failed] if ticket.failed else events
         if self._suppressor is not None:

@@ -24,7 +24,7 @@ MAX_ATTRIBUTES, MAX_CATEGORIES = 64, 64
 NOT_JSON, UNKNOWN_FIELD, INVALID_FIELD, NOT_AN_EVENT = "not_json", "unknown_field", "invalid_field", "not_an_event"
 """Why an event is refused, besides the reasons of transforms.ingest.REASONS."""
 
-_MICROS_FROM = 10**14
+MICROS_FROM = 10**14
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
@@ -171,7 +171,7 @@ def _reason(message: str) -> str:
 def micros(moment: datetime | int) -> int:
     """A moment as sent, in microseconds since 1970."""
     if isinstance(moment, int):
-        return moment if moment >= _MICROS_FROM else moment * 1000
+        return moment if moment >= MICROS_FROM else moment * 1000
     delta = moment - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 

@@ -13,7 +13,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import Producer as Client
 
-from serving.eventlog.base import MAX_RECORD_BYTES, LogBusy, LogError, LogUnavailable
+from serving.eventlog.base import MAX_RECORD_BYTES, LogBusy, LogError, LogUnavailable, Outcome
 from serving.eventlog.client_settings import ClientSettings
 from serving.eventlog.committer import MAX_BACKLOG_BYTES, tell
 
@@ -21,12 +21,13 @@ _RETRY_S = 0.1
 _AWAY_S = 1.0
 _CLOSE_S = 30.0
 
-Outcome = int | LogError
 Done = Callable[[Outcome], None]
 
 
 class KafkaProducer:
     """Producer of a KafkaLog; see serving.eventlog.base."""
+
+    in_flight = 5  # requests of an idempotent client to a broker
 
     def __init__(self, settings: ClientSettings, topic: str, uri: str, partitions: int,
                  max_backlog_bytes: int = MAX_BACKLOG_BYTES) -> None:
@@ -62,6 +63,15 @@ class KafkaProducer:
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         return await future
+
+    async def send_all(self, sends: Sequence[tuple[int, bytes]], timestamp: int) -> list[Outcome]:
+        """Writes records of several partitions; each one's offset, or why it could not be written."""
+        found: list[Outcome] = []
+        for outcome in await asyncio.gather(*(self.send(p, record, timestamp) for p, record in sends), return_exceptions=True):
+            if not isinstance(outcome, int | LogError):
+                raise outcome
+            found.append(outcome)
+        return found
 
     async def flush(self) -> None:
         """Returns once every send so far is delivered or has failed."""

@@ -223,13 +223,14 @@ def test_without_a_store_events_go_on(tmp_path):
 class Away:
     """A producer whose log is away for some partitions."""
 
+    in_flight = 1
+
     def __init__(self, producer, partitions):
         self._producer, self._away = producer, partitions
 
-    async def send(self, partition, record, timestamp):
-        if partition in self._away:
-            raise LogUnavailable("the broker is away", 2.0)
-        return await self._producer.send(partition, record, timestamp)
+    async def send_all(self, sends, timestamp):
+        return [LogUnavailable("the broker is away", 2.0) if partition in self._away
+                else (await self._producer.send_all([(partition, record)], timestamp))[0] for partition, record in sends]
 
 
 def test_when_the_log_is_away_nothing_is_accepted(tmp_path):
