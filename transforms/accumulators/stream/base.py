@@ -40,17 +40,23 @@ class Cells:
     Attributes:
       group: name in schemas.features.
       entities: n ids.
-      values: n packed cells (schemas.stream_cells).
+      packed: n packed cells (schemas.stream_cells), large_binary.
       timestamps: (n,) newest occurred_at in each, cut to whole milliseconds: the cell timestamp of the store.
     """
 
     group: str
     entities: Ids
-    values: list[bytes]
+    packed: pa.LargeBinaryArray
     timestamps: Ints
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.packed)
+
+    @property
+    def values(self) -> list[bytes]:
+        """The packed cells, each as bytes."""
+        values: list[bytes] = self.packed.to_pylist()
+        return values
 
 
 class StreamAccumulator:

@@ -128,7 +128,7 @@ def _slot(entity: int, pane: int, member: int, mask: int) -> np.int64:
 
 @njit(cache=True, nogil=True)
 def upsert(slots: Codes, head: Codes, entity: Codes, pane: Ints, member: Codes, following: Codes, values: Ints, count: int,
-           ops: Ints, new_entity: Ints, new_pane: Ints, new_member: Ints, new_values: Ints) -> int:
+           ops: Ints, new_entity: Ints, new_pane: Ints, new_member: Ints, new_values: Ints, hot: Ints) -> int:
     """Merges n rows into a table, in any order and with repeats.
 
     Args:
@@ -137,12 +137,15 @@ def upsert(slots: Codes, head: Codes, entity: Codes, pane: Ints, member: Codes, 
         ``following`` chains the rows of an entity.
       count: rows in use.
       ops: (k,) how each value is merged.
+      new_values: (n, k), or (n, j) with the last j values.
+      hot: (n,) which one of the first k - j values, all of them sums, is 1 (the others are 0); not read when j is k.
 
     Returns:
       rows in use now.
     """
     mask = len(slots) - 1
     k = len(ops)
+    sparse = k - new_values.shape[1]
     for i in range(len(new_entity)):
         e, p, m = new_entity[i], new_pane[i], new_member[i]
         at = _slot(e, p, m, mask)
@@ -155,13 +158,19 @@ def upsert(slots: Codes, head: Codes, entity: Codes, pane: Ints, member: Codes, 
             entity[count], pane[count], member[count] = e, p, m
             following[count] = head[e]
             head[e] = count
-            for c in range(k):
-                values[count, c] = new_values[i, c]
+            for c in range(sparse):
+                values[count, c] = 0
+            if sparse:
+                values[count, hot[i]] = 1
+            for c in range(sparse, k):
+                values[count, c] = new_values[i, c - sparse]
             count += 1
             continue
-        c = 0
+        if sparse:
+            values[row, hot[i]] += 1
+        c = sparse
         while c < k:
-            new = new_values[i, c]
+            new = new_values[i, c - sparse]
             if ops[c] == SUM:
                 values[row, c] += new
             elif ops[c] == MIN:
@@ -170,13 +179,13 @@ def upsert(slots: Codes, head: Codes, entity: Codes, pane: Ints, member: Codes, 
                 values[row, c] = max(values[row, c], new)
             elif ops[c] == TIME:
                 wins = new > values[row, c] or (new == values[row, c] and
-                                                np.uint64(new_values[i, c + 1]) > np.uint64(values[row, c + 1]))
+                                                np.uint64(new_values[i, c - sparse + 1]) > np.uint64(values[row, c + 1]))
                 end = c + 2
                 while end < k and ops[end] == CARRY:
                     end += 1
                 if wins:
                     for x in range(c, end):
-                        values[row, x] = new_values[i, x]
+                        values[row, x] = new_values[i, x - sparse]
                 c = end - 1
             c += 1
     return count

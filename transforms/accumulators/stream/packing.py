@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from numba import njit
 
 from schemas.cells import LAYOUT
 from transforms.accumulators.frame import Ints
 from transforms.accumulators.stream.names import Names
+from transforms.records.memory import copy
 
 Bytes = npt.NDArray[np.uint8]
 Section = tuple[Ints, Bytes]
@@ -45,22 +46,23 @@ def strings(bounds: Ints, names: Names, codes: Ints) -> list[Section]:
     return [column(bounds, ends.astype("<u4")), (offsets[bounds], data)]
 
 
-def weave(sections: Sequence[Section]) -> list[bytes]:
+def weave(sections: Sequence[Section]) -> pa.LargeBinaryArray:
     """The cells: cell i is the i-th part of every section, in their order."""
     sizes = [np.diff(bounds) for bounds, _ in sections]
     bounds = np.concatenate(([0], np.cumsum(np.sum(sizes, axis=0, dtype=np.int64))))
     out = np.empty(int(bounds[-1]), np.uint8)
     at = bounds[:-1].copy()
-    for (starts, data), size in zip(sections, sizes, strict=True):
+    for starts, data in sections:
         _copy(out, at, starts, data)
-        at += size
-    raw, ends = out.tobytes(), bounds.tolist()
-    return [raw[a:b] for a, b in pairwise(ends)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(at), [None, pa.py_buffer(bounds), pa.py_buffer(out)])
 
 
 @njit(cache=True, nogil=True)
 def _copy(out: Bytes, at: Ints, starts: Ints, data: Bytes) -> None:
+    """Copies part i of the data to out[at[i]:], and moves at[i] behind it."""
+    target, source = out.ctypes.data, data.ctypes.data
     for i in range(len(at)):
-        to, source = at[i], starts[i]
-        for b in range(starts[i + 1] - source):
-            out[to + b] = data[source + b]
+        start, size = starts[i], starts[i + 1] - starts[i]
+        if size > 0:
+            copy(target + at[i], source + start, size)
+            at[i] += size

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+from numba import njit
 
 from schemas.event_types import NAMES as EVENT_NAMES
 from schemas.stream_cells import PANE
@@ -19,25 +21,25 @@ FIRST, LAST = TYPES + 4, TYPES + 6
 PANE_OPS = (*(SUM,) * (TYPES + 4), MIN, MIN, MAX, MAX)
 """Value columns: counts by type, dwell_sum, dwell_n, price_sum, price_n; first, price_min; last, price_max."""
 MERGES = ((np.add, slice(0, TYPES + 4)), (np.minimum, slice(TYPES + 4, TYPES + 6)), (np.maximum, slice(TYPES + 6, TYPES + 8)))
+Flags = npt.NDArray[np.bool_]
 _NO_MIN, _NO_MAX = np.iinfo(np.int64).max, np.iinfo(np.int64).min
 
 
 def pane_values(events: Events) -> Ints:
-    """The value columns of each event, (n, k)."""
-    n = len(events)
-    has_dwell, dwell = events.dwell
-    has_price, price = events.price
-    priced = has_price & (events.weight > 0)
-    values = np.zeros((n, len(PANE_OPS)), np.int64)
-    values[np.arange(n), events.type] = 1
-    values[:, TYPES] = dwell
-    values[:, TYPES + 1] = has_dwell
-    values[:, TYPES + 2] = np.where(priced, price, 0)
-    values[:, TYPES + 3] = priced
-    values[:, FIRST] = values[:, LAST] = events.time
-    values[:, FIRST + 1] = np.where(priced, price, _NO_MIN)
-    values[:, LAST + 1] = np.where(priced, price, _NO_MAX)
-    return values
+    """The value columns of each event but the counts by type, (n, k - TYPES)."""
+    return _values(events.time, *events.dwell, *events.price, events.weight, len(PANE_OPS) - TYPES)
+
+
+@njit(cache=True, nogil=True)
+def _values(time: Ints, has_dwell: Flags, dwell: Ints, has_price: Flags, price: Ints, weight: Ints, width: int) -> Ints:
+    out = np.empty((len(time), width), np.int64)
+    for i in range(len(time)):
+        priced = has_price[i] and weight[i] > 0
+        out[i, 0], out[i, 1] = dwell[i], has_dwell[i]
+        out[i, 2], out[i, 3] = price[i] if priced else 0, priced
+        out[i, 4], out[i, 5] = time[i], price[i] if priced else _NO_MIN
+        out[i, 6], out[i, 7] = time[i], price[i] if priced else _NO_MAX
+    return out
 
 
 def dwell_and_price(values: Ints) -> Ints:

@@ -61,14 +61,20 @@ class Table:
         """(n, k) values."""
         return self._values[: self.count]
 
-    def add(self, entity: Ints, pane: Ints, member: Ints, values: Ints) -> None:
-        """Merges rows, in any order and with repeats: values is (n, k)."""
+    def add(self, entity: Ints, pane: Ints, member: Ints, values: Ints, hot: Ints | None = None) -> None:
+        """Merges rows, in any order and with repeats.
+
+        Args:
+          values: (n, k); with ``hot`` the last j of them, (n, j).
+          hot: (n,) which one of the first k - j values, all of them sums, is 1.
+        """
         n = len(entity)
         if n == 0:
             return
         self._reserve(self.count + n, int(entity.max()) + 1)
         self.count = kernels.upsert(self._slots, self._head, self._entity, self._pane, self._member, self._following,
-                                    self._values, self.count, self._ops, entity, pane, member, values)
+                                    self._values, self.count, self._ops, entity, pane, member, values,
+                                    entity if hot is None else hot)
 
     def _reserve(self, rows: int, entities: int) -> None:
         if entities > len(self._head):

@@ -47,12 +47,9 @@ class UserState(TableState):
         user, pane = self.names["user"].codes(events.column("user_id")), events.time // PANE
         none = np.zeros(len(events), np.int64)
         if "panes" in self.tables:
-            self.tables["panes"].add(user, pane, none, panes.pane_values(events))
+            self.tables["panes"].add(user, pane, none, panes.pane_values(events), events.type)
         if "days" in self.tables:
-            values = np.zeros((len(events), panes.TYPES + 1), np.int64)
-            values[np.arange(len(events)), events.type] = 1
-            values[:, -1] = events.time
-            self.tables["days"].add(user, events.day, none, values)
+            self.tables["days"].add(user, events.day, none, events.time[:, None], events.type)
         if "categories" in self.tables:
             self._add_categories(events, user, pane)
         if "items" in self.tables or "recent" in self.tables:
