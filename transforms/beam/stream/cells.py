@@ -34,7 +34,7 @@ def cell_rows(entity: str, cells: Cells) -> pa.RecordBatch:
     n = len(cells)
     return pa.RecordBatch.from_arrays(
         [row_keys(ENTITY_KINDS[entity], cells.entities.hashes, cells.entities.ids),
-         pa.repeat(pa.scalar(cells.group, pa.string()), n), pa.array(cells.values, pa.binary()), pa.array(cells.timestamps)],
+         pa.repeat(pa.scalar(cells.group, pa.string()), n), cells.packed.cast(pa.binary()), pa.array(cells.timestamps)],
         schema=CELLS)
 
 
