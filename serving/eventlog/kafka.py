@@ -30,6 +30,9 @@ from transforms.records.base import SchemaRegistry
 
 _ASK_S = 10.0
 _MILLIS = 1000
+_PASSING = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN,
+                      KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
+"""Errors that another try may not meet: the broker is away, or partitions are getting a leader."""
 
 
 class KafkaLog:
@@ -68,9 +71,18 @@ class KafkaLog:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise self._said(error) from None
-        deadline = time.monotonic() + _ASK_S  # metadata travel
-        while self._known_partitions() < partitions and time.monotonic() < deadline:
+        deadline = time.monotonic() + _ASK_S
+        while not self._led(partitions) and time.monotonic() < deadline:  # metadata travel, and leaders are elected
             time.sleep(0.05)
+
+    def _led(self, partitions: int) -> bool:
+        """Whether so many partitions are there and each answers."""
+        if self._known_partitions() < partitions:
+            return False
+        try:
+            return all(self._watermarks(partition) is not None for partition in range(partitions))
+        except (LogError, ValueError):
+            return False
 
     def _known_partitions(self) -> int:
         try:
@@ -183,6 +195,6 @@ class KafkaLog:
         text = f"{self.uri}: {self._settings.scrub(reason.str())}"
         if partition is not None and reason.code() in (rdkafka.UNKNOWN_PARTITION, rdkafka.UNKNOWN_TOPIC_OR_PART):
             return ValueError(f"{self.uri} has no partition {partition}")
-        if reason.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN) or reason.retriable():
+        if reason.code() in _PASSING or reason.retriable():
             return LogUnavailable(text)
         return LogError(text)
