@@ -18,6 +18,7 @@ TRAIN = [
     "scann>=1.4.2,<1.5",
 ]
 SERVE = ["fastapi>=0.163", "granian>=2", "uvloop>=0.21; sys_platform != 'win32'", "fastavro>=1.13"]
+BIGTABLE = ["google-cloud-bigtable>=2.30"]
 DEV = ["pytest>=9", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14", "mypy>=1.18", "duckdb>=2", "httpx>=0.28", "uv>=0.9"]
 
 PACKAGES = ("schemas", "transforms", "models", "beam_pipelines", "serving", "benchmarks")
@@ -33,7 +34,7 @@ setup(
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
     package_data={"schemas.avro": ["*.avsc"], "serving.clients": ["*.js"]},
     install_requires=["numpy>=2.3", "pyarrow>=21", "xxhash>=3.6", "msgspec>=0.20", "rich>=14", "numba>=0.63"],
-    extras_require={"batch": BATCH, "stream": STREAM, "train": TRAIN, "serve": SERVE, "dev": DEV,
-                    "all": [*TRAIN, *STREAM, *SERVE]},
+    extras_require={"batch": BATCH, "stream": STREAM, "train": TRAIN, "serve": SERVE, "bigtable": BIGTABLE, "dev": DEV,
+                    "all": [*TRAIN, *STREAM, *SERVE, *BIGTABLE]},
     entry_points={"console_scripts": ["beamrec = beam_pipelines.cli.main:main"]},
 )

@@ -13,14 +13,14 @@ class StoreUriError(StoreError):
 
 
 def open_store(uri: str, create: bool = True) -> Store:
-    """The store behind a URI, ``sqlite:PATH``.
+    """The store behind a URI, ``sqlite:PATH`` or ``bigtable://PROJECT/INSTANCE``.
 
     Args:
       uri: as the flag --store takes it.
       create: make the store when it is not there; readers pass False.
 
     Raises:
-      StoreUriError: no PATH, or a scheme that this build does not know.
+      StoreUriError: no PATH, a scheme that this build does not know, or Bigtable's client is not installed.
       StoreError: the store cannot be opened, or is not there and create is False.
     """
     scheme, colon, rest = uri.partition(":")
@@ -28,6 +28,18 @@ def open_store(uri: str, create: bool = True) -> Store:
         if not rest:
             raise StoreUriError("--store sqlite:PATH needs a path")
         return SqliteStore(rest, create)
-    if scheme == "bigtable":
-        raise StoreUriError(f"{uri}: Bigtable stores are not part of this release; use sqlite:PATH")
-    raise StoreUriError(f"--store {uri!r} is not a store; use sqlite:PATH")
+    if scheme == "bigtable" and colon:
+        return _open_bigtable(uri, create)
+    raise StoreUriError(f"--store {uri!r} is not a store; use sqlite:PATH or bigtable://PROJECT/INSTANCE")
+
+
+def _open_bigtable(uri: str, create: bool) -> Store:
+    try:
+        from serving.stores.bigtable import BigtableStore, parse_uri  # seconds of Google's modules
+    except ImportError as error:
+        raise StoreUriError(f"{uri} needs Bigtable's client: pip install 'beamrec[bigtable]'") from error
+    try:
+        parse_uri(uri)
+    except StoreError as error:
+        raise StoreUriError(str(error)) from error
+    return BigtableStore(uri, create)
