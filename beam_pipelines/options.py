@@ -63,7 +63,8 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
                         help="folder that holds everything local (default: ./workspace)")
     shared.add_argument("--lake", metavar="DIR", help="folder of the lake (default: WORKSPACE/lake)")
     shared.add_argument("--catalog", metavar="NAME", help="catalog of your pyiceberg configuration instead of SQLite")
-    shared.add_argument("--store", metavar="URI", help="sqlite:PATH or bigtable://PROJECT/INSTANCE (default: sqlite:WORKSPACE/store.db)")
+    shared.add_argument("--store", metavar="URI",
+                        help="sqlite:PATH or bigtable://PROJECT/INSTANCE (default: sqlite:WORKSPACE/store.db)")
     shared.add_argument("--buckets", type=int, help="hash shards of entities, a power of two, at least 8 (default: 8)")
     shared.add_argument("--runner", help="Beam runner (default: direct, in this process)")
     shared.add_argument("--seed", type=int, help="seed of every random choice (default: 7)")
