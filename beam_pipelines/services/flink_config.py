@@ -61,7 +61,7 @@ def config(folder: Path, ports: Mapping[str, int], slots: int, memory: Memory, c
 def command(part: str, java: str, jars: Path, folder: Path, ports: Mapping[str, int], memory: Memory) -> list[str]:
     """The command line of "jobmanager", "taskmanager", "jobserver" or "workers"."""
     if part == "workers":
-        return [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={ports['workers']}"]
+        return [sys.executable, "-m", "beam_pipelines.services.workers", f"--port={ports['workers']}"]
     flags = [java, *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED), "-XX:+UseParallelGC",
              "-XX:MaxMetaspaceSize=256m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
              "-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS"]
