@@ -20,9 +20,9 @@ import polars as pl
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import Lake
+from benchmarks.peer_python import ROOT, peer_python
 from benchmarks.synthetic import add_world_flags, print_measured, write_events
 
-ROOT = Path(__file__).resolve().parent.parent
 DAYS = 30
 
 
@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
         "deduplication": "by the lake when it wrote the events; none on any side",
     }
     if not args.without_pyspark:
-        spark = _side("pyspark", args.runs, work / "pyspark", listing, _pyspark_python())
+        spark = _side("pyspark", args.runs, work / "pyspark", listing, _pyspark())
         spark_s = statistics.median(spark["seconds"])
         equal["pyspark"] = _equal(found, _read([str(p) for p in (work / "pyspark").glob("*.parquet")]))
         document |= {"pyspark_s": round(spark_s, 2), "speedup_vs_pyspark": round(spark_s / beamrec_s, 2)}
@@ -84,21 +84,10 @@ def _side(side: str, runs: int, out: Path, listing: Path, python: str = sys.exec
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _pyspark_python() -> str:
-    folder = ROOT / ".bench" / "pyspark"
-    python = folder / "bin" / "python"
+def _pyspark() -> str:
     if not shutil.which("java"):
         raise UserError("PySpark needs a Java runtime; install one or pass --without-pyspark")
-    if not (folder / "ready").exists():
-        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-        pinned = str(ROOT / "benchmarks" / "requirements-pyspark.txt")
-        for command in ([uv, "venv", "--clear", "--python", sys.executable, str(folder)],
-                        [uv, "pip", "install", "--python", str(python), "-r", pinned]):
-            made = subprocess.run(command, capture_output=True, text=True, check=False)
-            if made.returncode:
-                raise UserError(f"PySpark could not be installed: {made.stderr.strip().splitlines()[-1]}")
-        (folder / "ready").touch()
-    return str(python)
+    return peer_python("pyspark")
 
 
 def _read(paths: list[str], snapshot: bool = False) -> pl.DataFrame:

@@ -2,9 +2,16 @@
 
 ``packed``: 1,000 events a record, user_panes and user_session (5-minute and 1-hour counts, sessions). ``single``: the same, an
 event a record (Avro). ``full_job``: packed, every feature group of users and items. A rate is all events over the seconds from
-the first batch counted to the last event in the state; the final write is ``drain_s``. Flink runs with checkpoints every 2 s.
+the first batch counted to the last event in the state; the final write is ``drain_s``, and ``to_stored`` the rate with it.
+Flink runs with checkpoints every 2 s. ``paced``: the full job on events of now, so many a second, writing each second what
+changed.
 
-The final panes are compared with Polars over the same events (``equal``). ``where`` is the CPU of each stage on one core,
+``peers``, over the records of ``single`` in Kafka, store the same windows (5 minutes, 1 hour every 5 minutes, sessions; per
+user): Flink SQL, Spark Structured Streaming, row-wise Beam. Their ``ratio`` is our ``single_to_stored_events_per_s`` over their
+events_per_s. Ours counts by event type, drops copies, and keeps sliding windows as panes that readers sum; theirs count events
+and write every sliding window. A slow engine gets fewer events of as many fewer users, so that windows are as full.
+
+All results are compared with DuckDB over the same events (``equal``). ``where`` is the CPU of each stage on one core,
 microseconds an event, in this process, so that it says where the time goes without a runner.
 """
 
@@ -12,43 +19,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
+import dataclasses
 import shutil
+import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import fastavro
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
-from beam_pipelines.io.stream_audit import read_parts
+from beam_pipelines.errors import UserError
 from beam_pipelines.jobs.stream_run import launched, runner_of
 from beam_pipelines.options import Config, StreamConfig
-from beam_pipelines.services import flink
-from benchmarks.synthetic import FIRST_DAY, day_of_events, print_measured
-from schemas import avro
-from schemas.arrow import arrow_schema
-from schemas.keys import hash64_column
+from beam_pipelines.services import flink, kafka
+from benchmarks.stream_feed import events_of, fill
+from benchmarks.stream_paced import paced
+from benchmarks.stream_peers import run as peers
+from benchmarks.stream_peers.truth import WINDOWS, Truth
+from benchmarks.stream_where import where
+from benchmarks.synthetic import print_measured
 from schemas.metric_names import EVENTS_ACCEPTED
-from schemas.stream_cells import PANE
-from schemas.tables import EVENTS
-from schemas.workspace import DAY_MICROS
-from serving.eventlog import open_log
-from transforms.beam.stream.item import ItemBucket
-from transforms.beam.stream.stages import by_item
-from transforms.beam.stream.state import Rules
-from transforms.beam.stream.user import ITEM_COLUMNS, USER_COLUMNS, UserBucket
-from transforms.beam.stream.wire import pack as pack_batch
-from transforms.beam.stream.wire import split, unpack
-from transforms.records import pack
+from serving.stores import open_store
 
 COMPARED = ("user_panes", "user_session")
-PARTITIONS = 4
-_PACK = 1000
-_HOURS_MICROS = 6 * 3_600_000_000
+KINDS = ("packed", "single", "full_job", "paced")
+_WARM = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,33 +55,108 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--runner", default="flink", help="flink, prism or direct (default: flink)")
     parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: Flink is started for it)")
-    parser.add_argument("--kafka", metavar="HOST:PORT", help="read from this broker (default: a local log)")
-    parser.add_argument("--kinds", default="packed,single,full_job", help="comma-separated (default: all three)")
+    parser.add_argument("--log", choices=("local", "kafka"), default="kafka", help="kind of event log (default: kafka)")
+    parser.add_argument("--kafka", metavar="HOST:PORT", help="a broker that runs (default: one is started)")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"comma-separated (default: {','.join(KINDS)})")
+    parser.add_argument("--peers", default=",".join(peers.NOTES), help="comma-separated, or none (default: all of "
+                                                                       f"{','.join(peers.NOTES)}; they need Kafka)")
+    parser.add_argument("--windows", default=",".join(WINDOWS), help=f"of the peers (default: {','.join(WINDOWS)})")
+    parser.add_argument("--spark-events", type=int, default=1_000_000, help="for Spark, at most (default: 1,000,000)")
+    parser.add_argument("--rowwise-events", type=int, default=100_000, help="for row-wise Beam, at most (default: 100,000)")
+    parser.add_argument("--rate", type=int, default=20_000, help="of paced, events a second (default: 20,000)")
+    parser.add_argument("--seconds", type=int, default=60, help="of paced (default: 60)")
     parser.add_argument("--work", metavar="DIR", help="where everything goes (default: a temporary folder)")
     parser.add_argument("--json", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs every kind; exit code 1 when results differ."""
+    """Runs every kind and every peer; exit code 1 when results differ."""
     return print_measured(args, measure)
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Logs by what they hold; each is filled when it is first asked for."""
+
+    args: argparse.Namespace
+    work: Path
+    broker: str | None
+    made: dict[str, tuple[str, Truth]] = dataclasses.field(default_factory=dict)
+
+    def get(self, events: int, single: bool) -> tuple[str, Truth]:
+        """The URI of a log of so many events, and what is right for them; users are fewer as events are."""
+        users = max(1, round(self.args.users * events / self.args.events))
+        name = f"{'single' if single else 'packed'}-{events}-{users}"
+        if name not in self.made:
+            table, truth = self.table(events, users)
+            uri = f"kafka://{self.broker}/{name}" if self.broker else f"dir:{(self.work / name).absolute()}/log"
+            _tell(f"filling {uri}")
+            fill(uri, table, single)
+            self.made[name] = uri, truth
+        return self.made[name]
+
+    def table(self, events: int, users: int) -> tuple[pa.Table, Truth]:
+        """Made again for each log rather than kept: 5 M events are 1 GB."""
+        table = events_of(events, users, self.args.items)
+        known = next((truth for name, (_, truth) in self.made.items() if name.endswith(f"-{events}-{users}")), None)
+        return table, known or Truth(table["user_id"], np.asarray(table["occurred_at"].cast(pa.int64())))
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
     """The figures, by the names that ``--json`` prints."""
-    kinds = args.kinds.split(",")
-    table = events_of(args.events, args.users, args.items)
-    expected = pane_counts(table)
-    figures: dict[str, object] = {"events": args.events, "users": args.users, "runner": args.runner,
-                                  "log": "kafka" if args.kafka else "local"}
+    kinds = [kind for kind in args.kinds.split(",") if kind]
+    wanted = [] if args.peers in ("", "none") or args.log != "kafka" else args.peers.split(",")
+    _check("--kinds", kinds, KINDS)
+    _check("--peers", wanted, tuple(peers.NOTES))
+    figures: dict[str, object] = {"events": args.events, "users": args.users, "runner": args.runner, "log": args.log}
     equal = True
-    with _services(args, work) as services:
-        for kind in kinds:
-            uri = _fill(args, work, table, single=kind == "single")
-            rate, drain, same = _run(args, work / kind, uri, COMPARED if kind != "full_job" else None, expected, services)
-            name = "full_job_events_per_s" if kind == "full_job" else f"{kind}_events_per_s"
-            figures |= {name: round(rate), f"{kind}_drain_s": round(drain, 1)}
-            equal &= same
-    return {**figures, "where": where(table.slice(0, 1_000_000)), "equal": equal}
+    with _broker(args, work) as broker:
+        feeds = Feeds(args, work, broker)
+        with _services(args, work) as services:
+            if kinds:
+                _run(args, work / "warm", feeds.get(min(_WARM, args.events), single=True), None, services)
+            for kind in (k for k in KINDS if k in kinds and k != "paced"):
+                feed = feeds.get(args.events, kind == "single")
+                ours = _run(args, work / kind, feed, COMPARED if kind != "full_job" else None, services)
+                figures |= {f"{kind}_events_per_s": round(args.events / ours.seconds),
+                            f"{kind}_drain_s": round(ours.drain_s, 1),
+                            f"{kind}_to_stored_events_per_s": round(args.events / (ours.seconds + ours.drain_s))}
+                equal &= ours.differing == 0
+            if "paced" in kinds:
+                _tell(f"paced: {args.rate} events/s")
+                uri = f"kafka://{broker}/paced-{time.time_ns()}" if broker else f"dir:{(work / 'paced').absolute()}/log"
+                figures["paced"] = paced(args, work / "paced", uri, services)
+        if wanted:
+            figures["peers"] = found = _peers(args, work, feeds, wanted, figures)
+            equal &= all(peer.get("equal", "skipped" in peer) for peer in found.values())
+    table, _ = feeds.table(min(args.events, 1_000_000), args.users)
+    return {**figures, "where": where(table), "equal": equal}
+
+
+def _peers(args: argparse.Namespace, work: Path, feeds: Feeds, names: list[str],
+           figures: dict[str, object]) -> dict[str, dict[str, object]]:
+    found = {}
+    sizes = {"spark": args.spark_events, "beam_rowwise": args.rowwise_events}
+    warm = peers.Feed(*feeds.get(min(_WARM, args.events), single=True), min(_WARM, args.events))
+    for name in names:
+        events = min(args.events, sizes.get(name, args.events))
+        feed = peers.Feed(*feeds.get(events, single=True), events)
+        _tell(f"{name}: {events} events")
+        found[name] = peer = peers.run(name, feed, warm, work, args.windows.split(","))
+        ours = figures.get("single_to_stored_events_per_s")
+        if isinstance(ours, int) and isinstance(theirs := peer.get("events_per_s"), int):
+            peer["ratio"] = round(ours / theirs, 2)
+    return found
+
+
+@contextlib.contextmanager
+def _broker(args: argparse.Namespace, work: Path) -> Iterator[str | None]:
+    """HOST:PORT of the broker to use: the one named, or one that lives as long as the ``with``; None for local logs."""
+    if args.log == "local" or args.kafka:
+        yield args.kafka if args.log == "kafka" else None
+        return
+    with kafka.running(work.absolute() / "services" / "kafka") as broker:
+        yield broker.bootstrap
 
 
 @contextlib.contextmanager
@@ -97,54 +169,19 @@ def _services(args: argparse.Namespace, work: Path) -> Iterator[Path | None]:
         yield work.absolute() / "services"
 
 
-def events_of(events: int, users: int, items: int) -> pa.Table:
-    """Events in order of time, as many a second for 6 hours, with the columns of the event schema."""
-    table = day_of_events(FIRST_DAY, events, users, items).sort_by("occurred_at")
-    times = pa.array(FIRST_DAY * DAY_MICROS + np.arange(events) * (_HOURS_MICROS // events)).cast(EVENTS.schema.field(
-        "occurred_at").type)
-    for name in ("occurred_at", "ingested_at"):
-        table = table.set_column(table.column_names.index(name), name, times)
-    columns = {f.name: table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(events, f.type)
-               for f in arrow_schema("event")}
-    return pa.table({**columns, "event_hash": table["event_hash"]}).combine_chunks()
+@dataclass(frozen=True)
+class Ours:
+    """A run of our job: seconds from the first batch to the last event in the state, and on to its end; rows that differ."""
+
+    seconds: float
+    drain_s: float
+    differing: int
 
 
-def pane_counts(table: pa.Table) -> pl.DataFrame:
-    """Events per user and pane, by Polars."""
-    times = table["occurred_at"].cast(pa.int64()).to_numpy()
-    rows = pl.DataFrame({"user_id": pl.from_arrow(table["user_id"]), "start": times // PANE * PANE})
-    return rows.group_by("user_id", "start").agg(pl.len().alias("events")).sort("user_id", "start")
-
-
-def _fill(args: argparse.Namespace, work: Path, table: pa.Table, single: bool) -> str:
-    name = "single" if single else "packed"
-    uri = f"kafka://{args.kafka}/{name}-{args.events}" if args.kafka else f"dir:{(work / name).absolute()}/log"
-    log = open_log(f"{uri}?partitions={PARTITIONS}")
-    try:
-        if sum(log.latest(p) for p in range(PARTITIONS)):
-            return uri
-        partition = ((hash64_column(table["user_id"]) >> np.uint64(32)) % np.uint64(PARTITIONS)).astype(np.int64)
-        plain, now = table.select(arrow_schema("event").names), time.time_ns() // 1000
-        for first in range(0, len(plain), PARTITIONS * _PACK):  # partitions advance side by side
-            part = plain.slice(first, PARTITIONS * _PACK)
-            for p in range(PARTITIONS):
-                mine = part.filter(pa.array(partition[first : first + len(part)] == p)).combine_chunks()
-                log.append(p, list(_singles(mine)) if single else [pack(b) for b in mine.to_batches()], now)
-    finally:
-        log.close()
-    return uri
-
-
-def _singles(table: pa.Table) -> Iterator[bytes]:
-    schema = fastavro.parse_schema(dict(avro.load("event")))
-    for row in table.to_pylist():
-        with io.BytesIO() as buffer:
-            fastavro.schemaless_writer(buffer, schema, {**row, "attributes": dict(row["attributes"] or ())})
-            yield buffer.getvalue()
-
-
-def _run(args: argparse.Namespace, folder: Path, uri: str, groups: tuple[str, ...] | None,
-         expected: pl.DataFrame, services: Path | None) -> tuple[float, float, bool]:
+def _run(args: argparse.Namespace, folder: Path, feed: tuple[str, Truth], groups: tuple[str, ...] | None,
+         services: Path | None) -> Ours:
+    uri, truth = feed
+    _tell(f"beamrec: {folder.name}")
     shutil.rmtree(folder / "run", ignore_errors=True)
     common = Config.of(folder / "run", runner=args.runner, quiet=True)
     common.workspace.root.mkdir(parents=True)
@@ -162,48 +199,19 @@ def _run(args: argparse.Namespace, folder: Path, uri: str, groups: tuple[str, ..
         job.wait(tell)
         ended = (job.status() or {}).get("written_at", 0) / 1e6
     first = max((at for at, count in seen if count == 0), default=began)
-    last = min((at for at, count in seen if count == args.events), default=ended)
-    rows = read_parts(folder / "run" / "audit", "stream_panes")
-    counts = [name for name in rows.column_names if name.startswith("count_")]
-    found = (pl.DataFrame(pl.from_arrow(rows)).select("user_id", pl.col("start").dt.epoch("us"),
-                                                      pl.sum_horizontal(counts).alias("events")).sort("user_id", "start"))
-    same = found.select("user_id", "start").equals(expected.select("user_id", "start")) and \
-        bool((found["events"].to_numpy() == expected["events"].to_numpy()).all())
-    return args.events / max(last - first, 1e-9), ended - last, same
+    last = min((at for at, count in seen if count == truth.events), default=ended)
+    store = open_store(config.common.store, create=False)
+    try:
+        differing = truth.differing_ours(folder / "run" / "audit", store)
+    finally:
+        store.close()
+    return Ours(max(last - first, 1e-9), ended - last, differing)
 
 
-def where(table: pa.Table) -> dict[str, float]:
-    """CPU of each stage in microseconds an event, on one core, all groups."""
-    spent: dict[str, float] = defaultdict(float)
+def _check(flag: str, names: list[str], known: tuple[str, ...]) -> None:
+    if wrong := [name for name in names if name not in known]:
+        raise UserError(f"{flag} takes {', '.join(known)}, not {wrong[0]!r}")
 
-    @contextlib.contextmanager
-    def counted(stage: str) -> Iterator[None]:
-        began = time.process_time()
-        yield
-        spent[stage] += time.process_time() - began
 
-    users = [UserBucket.new(Rules()) for _ in range(16)]
-    items = [ItemBucket.new(Rules()) for _ in range(8)]
-    batches = table.select(list(USER_COLUMNS)).to_batches(max_chunksize=50_000)
-    for number, batch in enumerate(batches):
-        if number == 1:
-            spent.clear()  # the first one compiled
-        with counted("split and pack"):
-            parts = [(bucket, pack_batch(part)) for bucket, part in split(batch, "user_id", 16)]
-        fresh, pairs = [], []
-        with counted("user state"):
-            for bucket, packed in parts:
-                taken = users[bucket].take(unpack(packed))
-                fresh.append(taken.fresh.select(ITEM_COLUMNS))
-                pairs += [taken.pairs] if taken.pairs is not None and taken.pairs.num_rows else []
-        with counted("split by item"):
-            messages = list(by_item(fresh, pairs, 8))
-        with counted("item state"):
-            for bucket, message in messages:
-                items[bucket].take(message)
-    for stage, buckets in (("flush users", users), ("flush items", items)):
-        with counted(stage):
-            for each in buckets:
-                each.flush()
-    counted_events = max(1, len(table) - len(batches[0]))
-    return {stage: round(seconds / counted_events * 1e6, 3) for stage, seconds in spent.items()}
+def _tell(line: str) -> None:
+    print(f"bench stream: {line}", file=sys.stderr, flush=True)

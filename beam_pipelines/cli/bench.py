@@ -6,7 +6,7 @@
   beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
   beamrec bench source [--json]        the event log: polled, decoded, through the source on Prism and Flink
   beamrec bench collect [--json]       the collector under load: requests/s, events/s, p99, nothing lost
-  beamrec bench stream [--json]        the streaming job catching up on Flink, and where its time goes
+  beamrec bench stream [--json]        the streaming job catching up on Flink: beamrec, Flink SQL, Spark, row-wise Beam; paced
 
 'beamrec bench NAME --help' shows the sizes that can be changed. Data is made once, under --work.
 """

@@ -63,6 +63,8 @@ PARTS: tuple[Part, ...] = (
     Part("cbt", "go", "cloud.google.com/go/bigtable/cmd/cbt"),
     Part("prism", "go", "github.com/apache/beam/sdks/v2/go/cmd/prism"),
 )
+PEERS: tuple[Part, ...] = (Part("peer_flink_sql", "mvn"), Part("peer_spark", "mvn"))
+"""Connectors of other engines, which benchmarks run beside beamrec; installed by name only."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,11 @@ def install(names: Sequence[str], news: Callable[[Outcome], None]) -> list[Outco
     Raises:
       UserError: an unknown name, or the recipes are not there.
     """
-    known = [part.name for part in PARTS]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"no service {unknown[0]!r}; one of: {', '.join(known)}")
+    if unknown := [name for name in names if name not in (part.name for part in PARTS + PEERS)]:
+        raise UserError(f"no service {unknown[0]!r}; one of: {', '.join(part.name for part in PARTS)}")
     if not RECIPES.is_dir():
         raise UserError("servers are built from a checkout of beamrec (deploy/services is not in the installed package)")
-    wanted = [part for part in PARTS if not names or part.name in names]
+    wanted = [part for part in PARTS + PEERS if part.name in names] if names else list(PARTS)
 
     def lane(tool: str) -> list[Outcome]:
         outcomes = []
