@@ -223,15 +223,36 @@ def test_a_part_is_packed_without_the_rest() -> None:
     for bucket, part in parts.items():
         assert all(hash64(user) >> 60 == bucket for user in part.column("user_id").to_pylist())
     assert max(len(pack(part)) for part in parts.values()) < len(pack(rows)) / 8
-    restored = pa.Table.from_batches([unpack(pack(part)) for part in parts.values()]).sort_by("n")
+    restored = pa.Table.from_batches([unpack(pack(part)) for part in parts.values()]).unify_dictionaries().sort_by("n")
     assert restored.column("user_id").to_pylist() == ids.to_pylist()
+
+
+@given(st.lists(st.tuples(st.none() | st.sampled_from(["u1", "u2", "u3", "ü"]), st.none() | st.sampled_from(["i1", "i2"]),
+                          st.lists(st.sampled_from(["a", "b", "c"]), max_size=3)), max_size=40), st.sampled_from([1, 4]))
+@settings(max_examples=60, deadline=None)
+def test_parts_hold_the_rows_of_their_bucket_in_order(events, buckets) -> None:
+    users, items, categories = (list(column) for column in zip(*events, strict=True)) if events else ([], [], [])
+    lists = pa.array(categories, pa.list_(pa.string()))
+    coded = pa.ListArray.from_arrays(lists.offsets, lists.values.dictionary_encode())
+    rows = pa.RecordBatch.from_pydict({
+        "user_id": pa.array(users, pa.string()), "item_id": pa.array(items, pa.string()).dictionary_encode(),
+        "plain": pa.array(items, pa.string()), "categories": coded, "n": pa.array(range(len(users)), pa.int64())})
+    for key in ("user_id", "item_id"):
+        expected: dict[int, list[object]] = {}
+        for row in rows.to_pylist():
+            if row[key] is not None:
+                expected.setdefault(hash64(row[key]) * buckets >> 64, []).append(row)
+        found = {bucket: unpack(pack(part)).to_pylist() for bucket, part in split(rows, key, buckets)}
+        assert found == expected
 
 
 def test_messages_keep_their_parts_apart() -> None:
     rows = pa.RecordBatch.from_pydict({"item_id": pa.array(["i1", "i2"])})
     assert unpack_parts(pack_parts([None, rows])) == [None, rows]
     assert unpack_parts(pack_parts([rows, rows.slice(0, 0)])) == [rows, None]
-    assert [unpack_parts(m) for _, m in by_item([], [rows], 1)] == [[None, rows]]
+    ((_, message),) = by_item([], [rows], 1)
+    events, changes = unpack_parts(message)
+    assert events is None and changes.to_pylist() == rows.to_pylist()
     with pytest.raises(ValueError, match="not a packed batch"):
         unpack(b"nothing of the kind")
 

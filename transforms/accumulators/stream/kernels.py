@@ -33,7 +33,7 @@ def intern(slots: Codes, marks: Hashes, ends: Ints, data: Bytes, count: int, new
       slots: open addressing by mark, -1 for free; a power of two, at least twice the ids it will hold.
       marks, ends, data: the ids known: hash of the text, end in ``data`` (one more than ids, ends[0] = 0), UTF-8; with room.
       count: how many are known.
-      new_ends, new_data: distinct ids offered, in the same form.
+      new_ends, new_data: ids offered, in the same form.
       entries: (n,) which offered id each row names, -1 for none.
       codes: (n,) filled with each row's code, -1 for none.
 

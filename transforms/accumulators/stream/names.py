@@ -49,11 +49,13 @@ class Names:
 
     def codes(self, column: pa.Array) -> Ints:
         """(n,) codes of a string (or dictionary of string) column, new ids being taken in; -1 for a null."""
-        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        indices = encoded.indices
-        if indices.null_count:
-            indices = indices.fill_null(-1)
-        return self._intern(encoded.dictionary, indices.to_numpy(zero_copy_only=False).astype(np.int64))
+        if not pa.types.is_dictionary(column.type):
+            entries = np.arange(len(column))
+            if column.null_count:
+                entries[column.is_null().to_numpy(zero_copy_only=False)] = -1
+            return self._intern(column, entries)
+        indices = column.indices.fill_null(-1) if column.indices.null_count else column.indices
+        return self._intern(column.dictionary, indices.to_numpy(zero_copy_only=False).astype(np.int64))
 
     def adopt(self, ids: Ids) -> Ints:
         """(n,) codes of distinct ids that come with their hashes."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Self
 
 import numpy as np
+import pyarrow as pa
 
 from transforms.accumulators.base import Extract
 from transforms.accumulators.frame import Ids, Ints
@@ -79,6 +80,12 @@ class TableState(StreamAccumulator):
     def _adopt(self, role: str, other: Self, codes: Ints) -> Ints:
         distinct, index = np.unique(codes, return_inverse=True)
         return self.names[role].adopt(other.names[role].ids(distinct))[index]
+
+    def hashes_of(self, ids: pa.Array) -> Hashes:
+        """(n,) hash64 of entities, which must be added then; each is computed once. No nulls."""
+        names = self.names[self.ENTITY]
+        codes = names.codes(ids)
+        return names.hashes[codes]
 
     def entities(self) -> Ids:
         """See StreamAccumulator."""

@@ -7,7 +7,6 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from schemas.keys import hash64_column
 from schemas.stream_cells import PANE
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.item import ItemState
@@ -37,10 +36,10 @@ class ItemBucket(Bucket):
         self.accepted = moments_of(events) if events is not None else np.empty(0, np.uint32)
         if events is not None:
             self.state.add(Events(events))
-            self.touch(hash64_column(events.column("item_id")), events.column("occurred_at").cast(pa.int64()).to_numpy())
+            self.touch(self.state.hashes_of(events.column("item_id")), events.column("occurred_at").cast(pa.int64()).to_numpy())
         if changed is not None:
             self.state.add_pairs(changed)
-            self.touch(hash64_column(changed.column("item_id")), changed.column("pane").to_numpy() * np.int64(PANE))
+            self.touch(self.state.hashes_of(changed.column("item_id")), changed.column("pane").to_numpy() * np.int64(PANE))
         return sum(part.num_rows for part in (events, changed) if part is not None)
 
     def replay(self, payload: bytes) -> None:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.event_types import EVENT_TYPES
-from schemas.keys import hash64_column
 from schemas.stream_cells import PANE
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.item import ItemState
@@ -83,7 +82,7 @@ class UserBucket(Bucket):
             if not in_time.all():
                 late = _segments(batch.filter(pa.array(~in_time)))
                 batch, times = batch.filter(pa.array(in_time)), times[in_time]
-        users = hash64_column(batch.column("user_id"))
+        users = self.state.hashes_of(batch.column("user_id"))
         new = self.seen.add(event_keys(batch.column("event_hash").to_numpy().view(np.uint64), users), times // PANE)
         duplicates = len(new) - int(new.sum())
         if duplicates:
@@ -110,7 +109,7 @@ class UserBucket(Bucket):
         """See Bucket."""
         fresh = unpack(payload)
         times = fresh.column("occurred_at").cast(pa.int64()).to_numpy()
-        users = hash64_column(fresh.column("user_id"))
+        users = self.state.hashes_of(fresh.column("user_id"))
         self.seen.add(event_keys(fresh.column("event_hash").to_numpy().view(np.uint64), users), times // PANE)
         self._add(fresh, times, users)
         if self._with_pairs:
