@@ -1,17 +1,14 @@
-"""Group commit for the local log: sends of event loops queue up; all that wait is written at once, one fdatasync a partition.
+"""Group commit for the local log: what waits for a partition while it is being written is its next commit, one sync.
 
-The partitions' fdatasync run side by side: the file system then commits its journal for all of them together.
+Partitions are written side by side: the file system then commits its journal for all of them together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -26,17 +23,19 @@ T = TypeVar("T")
 MAX_BACKLOG_BYTES = 64 << 20
 _RETRY_S = 0.1
 
-_THREADS = 8
+_THREADS = 32
 
 
-@dataclass(frozen=True, eq=False)
 class _Group:
-    """What one call sends."""
+    """What one call sends; for the thread that holds the producer's lock."""
 
-    future: asyncio.Future[list[Outcome]]
-    sends: Sequence[tuple[int, bytes]]
-    timestamp: int
-    size: int
+    __slots__ = ("future", "left", "outcomes", "sends", "size", "timestamp")
+
+    def __init__(self, future: asyncio.Future[list[Outcome]], sends: Sequence[tuple[int, bytes]], timestamp: int) -> None:
+        self.future, self.sends, self.timestamp = future, sends, timestamp
+        self.outcomes: list[Outcome] = [0] * len(sends)
+        self.left = len(sends)
+        self.size = sum(len(record) for _, record in sends)
 
 
 class LocalProducer:
@@ -47,13 +46,12 @@ class LocalProducer:
     def __init__(self, log: LocalLog, max_backlog_bytes: int = MAX_BACKLOG_BYTES) -> None:
         self._log, self._max = log, max_backlog_bytes
         self._partitions = log.partitions()
-        self._waiting: list[_Group] = []
+        self._lock = threading.Lock()
+        self._waiting: dict[int, list[tuple[_Group, int]]] = {}  # of a partition that is being written: what is next
+        self._groups: set[_Group] = set()
         self._backlog = 0
         self._closed = False
-        self._ready = threading.Condition()
-        self._beside = ThreadPoolExecutor(min(_THREADS, self._partitions), "log-sync")
-        self._thread = threading.Thread(target=self._run, name="log-commit", daemon=True)
-        self._thread.start()
+        self._threads = ThreadPoolExecutor(min(_THREADS, self._partitions), "log-commit")
 
     async def send(self, partition: int, record: bytes, timestamp: int) -> int:
         """Writes a record; returns its offset once it is durable."""
@@ -69,22 +67,33 @@ class LocalProducer:
                 raise ValueError(f"a record has at most {MAX_RECORD_BYTES:,} bytes, not {len(record):,}")
             if not 0 <= partition < self._partitions:
                 raise ValueError(f"{self._log.uri} has no partition {partition}")
-        size = sum(len(record) for _, record in sends)
-        if self._backlog + size > self._max:
-            raise LogBusy(f"{self._backlog:,} bytes wait to be written", _RETRY_S)
-        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        with self._ready:
+        if not sends:
+            return []
+        group = _Group(asyncio.get_running_loop().create_future(), sends, timestamp)
+        idle = []
+        with self._lock:
             if self._closed:
                 raise LogUnavailable("the producer is closed")
-            self._waiting.append(_Group(future, sends, timestamp, size))
-            self._backlog += size
-            self._ready.notify()
-        return await future
+            if self._backlog + group.size > self._max:
+                raise LogBusy(f"{self._backlog:,} bytes wait to be written", _RETRY_S)
+            self._backlog += group.size
+            self._groups.add(group)
+            for place, (partition, _) in enumerate(sends):
+                if partition not in self._waiting:
+                    self._waiting[partition] = []
+                    idle.append(partition)
+                self._waiting[partition].append((group, place))
+            for partition in idle:
+                self._threads.submit(self._commit, partition)
+        return await group.future
 
     async def flush(self) -> None:
         """Returns once every send so far is durable or has failed."""
-        if not self._closed:
-            await self.send_all([], 0)
+        mine = asyncio.get_running_loop()
+        with self._lock:
+            waiting = [group.future for group in self._groups if group.future.get_loop() is mine]
+        if waiting:
+            await asyncio.wait(waiting)
 
     def backlog(self) -> int:
         """Bytes that wait to be durable."""
@@ -92,49 +101,39 @@ class LocalProducer:
 
     def close(self) -> None:
         """Writes what waits and ends the threads."""
-        with self._ready:
+        with self._lock:
             self._closed = True
-            self._ready.notify()
-        self._thread.join()
-        self._beside.shutdown()
+        self._threads.shutdown()
 
-    def _run(self) -> None:
+    def _commit(self, partition: int) -> None:
+        """Writes what waits for a partition until nothing does, all of it at once."""
         while True:
-            with self._ready:
-                while not self._waiting and not self._closed:
-                    self._ready.wait()
-                groups, self._waiting = self._waiting, []
-                if not groups:
+            with self._lock:
+                mine, self._waiting[partition] = self._waiting[partition], []
+                if not mine:
+                    del self._waiting[partition]
                     return
-            self._commit(groups)
+            first = self._write(partition, mine)
+            done = []
+            with self._lock:
+                for i, (group, place) in enumerate(mine):
+                    group.outcomes[place] = first if isinstance(first, LogError) else first + i
+                    group.left -= 1
+                    if not group.left:
+                        done.append(group)
+                        self._groups.discard(group)
+                        self._backlog -= group.size
+            by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[list[Outcome]], list[Outcome]]]] = {}
+            for group in done:
+                by_loop.setdefault(group.future.get_loop(), []).append((group.future, group.outcomes))
+            for loop, outcomes in by_loop.items():
+                tell(loop, outcomes)
 
-    def _commit(self, groups: list[_Group]) -> None:
-        places: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of a partition: group, and which of its sends
-        outcomes: list[list[Outcome]] = [[0] * len(group.sends) for group in groups]
-        for number, group in enumerate(groups):
-            for place, (partition, _) in enumerate(group.sends):
-                places[partition].append((number, place))
-        first, *others = list(places.items()) or [(0, [])]
-        running = [self._beside.submit(self._write, groups, *other) for other in others]
-        firsts = [self._write(groups, *first), *(task.result() for task in running)]
-        for wanted, written in zip(itertools.chain([first[1]], (o[1] for o in others)), firsts, strict=True):
-            for i, (number, place) in enumerate(wanted):
-                outcomes[number][place] = written if isinstance(written, LogError) else written + i
-        with self._ready:
-            self._backlog -= sum(group.size for group in groups)
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[list[Outcome]], list[Outcome]]]] = defaultdict(list)
-        for group, outcome in zip(groups, outcomes, strict=True):
-            by_loop[group.future.get_loop()].append((group.future, outcome))
-        for loop, mine in by_loop.items():
-            tell(loop, mine)
-
-    def _write(self, groups: list[_Group], partition: int, places: list[tuple[int, int]]) -> Outcome:
-        """The first offset of what a commit writes to a partition."""
-        if not places:
-            return 0
-        times = np.array([groups[number].timestamp for number, _ in places], np.int64)
+    def _write(self, partition: int, sends: list[tuple[_Group, int]]) -> Outcome:
+        """The first offset of what a commit writes."""
+        times = np.array([group.timestamp for group, _ in sends], np.int64)
         try:
-            return self._log.writer(partition).append([groups[number].sends[place][1] for number, place in places], times)
+            return self._log.writer(partition).append([group.sends[place][1] for group, place in sends], times)
         except LogError as error:
             return error
         except Exception as error:  # a bug must not leave senders waiting for ever
