@@ -99,14 +99,15 @@ def _flink_sql(feed: Feed, warm: Feed, out: Path, windows: list[str]) -> tuple[f
 
 
 def _spark(feed: Feed, warm: Feed, out: Path, windows: list[str]) -> tuple[float, Path]:
+    python, jars = _python("spark-stream"), _jars("peer_spark")
     schema = dict(avro.load("event"))
     ends = [f"end-{time.time_ns()}-{n}" for n in range(2)]
     for topic in ends:
         open_log(f"kafka://{feed.bootstrap}/{topic}?partitions=1").close()
-    spec = {**_common(feed, out, windows), "topics": [warm.topic, feed.topic], "end_topics": ends, "jars": _jars("peer_spark"),
+    spec = {**_common(feed, out, windows), "topics": [warm.topic, feed.topic], "end_topics": ends, "jars": jars,
             "batch": _SPARK_BATCH, "schema": schema, "end_record": _far_event(schema).hex(),
             "reader_schema": {**schema, "fields": [f for f in schema["fields"] if f["name"] in ("user_id", "occurred_at")]}}
-    took = _apart("spark", _python("spark-stream"), spec, out)
+    took = _apart("spark", python, spec, out)
     return took["seconds"], out / "1"
 
 
