@@ -1,5 +1,7 @@
 """When a bucket's cells are written: with the element that comes once they are due, by the timer in a quiet bucket."""
 
+import itertools
+
 import pytest
 from stream_oracle import ORIGIN, Event
 from stream_runner import OneBucket
@@ -32,8 +34,21 @@ def test_an_element_that_comes_when_cells_are_due_writes_them(clock):
         runner.cells.clear()
         runner.bundle(("add", packed([event(round(after * 10))])))
         written.append(len({row for row, _ in runner.cells}))
-    # Due a second after the first change: 1.0 writes all four; 1.3 begins anew, and 2.3 writes.
-    assert written == [0, 0, 0, 4, 0, 0, 0, 4]
+    # The bucket's turn comes every whole second: at 1.0 all four are written, what began anew at 1.3 after 2.0.
+    assert written == [0, 0, 0, 4, 0, 0, 3, 0]
+
+
+@pytest.mark.parametrize(("cost_s", "flushes"), [(0.0, 30), (0.05, 30), (0.3, 10), (9.0, 3)])
+def test_dear_flushes_become_rarer(clock, monkeypatch, cost_s, flushes):
+    spent = itertools.count()
+    monkeypatch.setattr(bucket, "thread_time", lambda: next(spent) * cost_s)
+    runner, found = OneBucket.of_users(Rules(), flush_s=1.0), 0
+    for tenth in range(300):
+        clock.now = 1_000.0 + tenth / 10
+        runner.cells.clear()
+        runner.bundle(("add", packed([event(tenth)])))
+        found += bool(runner.cells)
+    assert flushes - 2 <= found <= flushes + 2  # of 30 seconds: a tenth of the CPU, and never rarer than every 10 s
 
 
 def test_a_failed_bundle_forgets_that_cells_were_written(clock):

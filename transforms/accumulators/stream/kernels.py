@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from transforms.records.memory import copy
+
 Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
@@ -110,10 +112,9 @@ def take_strings(ends: Ints, data: Bytes, codes: Ints) -> tuple[Ints, Bytes]:
     for i in range(len(codes)):
         offsets[i + 1] = offsets[i] + ends[codes[i] + 1] - ends[codes[i]]
     out = np.empty(offsets[len(codes)], np.uint8)
+    target, source = out.ctypes.data, data.ctypes.data
     for i in range(len(codes)):
-        start, to = ends[codes[i]], offsets[i]
-        for b in range(offsets[i + 1] - to):
-            out[to + b] = data[start + b]
+        copy(target + offsets[i], source + ends[codes[i]], offsets[i + 1] - offsets[i])
     return offsets, out
 
 

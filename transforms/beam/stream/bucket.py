@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from time import thread_time
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import apache_beam as beam
@@ -31,6 +32,11 @@ _GRACE_S = 0.25
 """For so long an element may come and flush before the timer does. Timers are for quiet buckets: Prism 2.77 spins, and stalls
 all else, while a timer is due whose key is in a bundle."""
 
+_FLUSH_SHARE = 0.1
+"""Of its CPU a process gives so much to making cells, and about twice that to storing them; beyond it flushes become rarer, and
+each writes more at once: of what changed again in the meantime, only the last value."""
+_LONGEST_FLUSH_S = 10.0
+
 B = TypeVar("B", bound=Bucket)
 
 
@@ -52,6 +58,9 @@ class LiveCopies:
         self._copies[bucket] = copy
         for other in [b for b, c in list(self._copies.items()) if copy.used - c.used > _IDLE_S]:
             self._copies.pop(other, None)
+
+    def __len__(self) -> int:
+        return len(self._copies)
 
     def clear(self) -> None:
         """Forgets all of them."""
@@ -141,13 +150,19 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         elif self._flush_s is not None and live.is_dirty:
             now = time.time()
             if live.flush_due is None:
-                live.flush_due = turn_after(now, bucket, self._flush_s)  # set once: a timer set ever again would never be due
+                # Set once: a timer set again and again would never be due.
+                live.flush_due = turn_after(now, bucket, self._pace(live, self._flush_s))
                 timers.flush.set(Timestamp.of(live.flush_due + _GRACE_S))
             elif now >= live.flush_due:
                 live.flush_due = None
                 cells = self._flushed(live, held)
         self._live.give(bucket, live)
         return cells
+
+    def _pace(self, live: Bucket, least_s: float) -> float:
+        """Seconds from a change to its cells: longer while flushes would take too much of the process, as in a catch-up."""
+        wanted = min(live.flush_costs) * (len(self._live) + 1) / _FLUSH_SHARE
+        return max(least_s, min(wanted, _LONGEST_FLUSH_S))
 
     def flush_due(self, bucket: int, timestamp: Timestamp, held: Held) -> list[pa.RecordBatch]:
         """The cells of what changed."""
@@ -211,7 +226,9 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
     def _flushed(self, live: Bucket, held: Held) -> list[pa.RecordBatch]:
         if not live.is_dirty:
             return []
+        began = thread_time()
         cells = live.flush()
+        live.flush_costs = live.flush_costs[1], thread_time() - began
         if live.wants_snapshot:
             data = live.snapshot()
             held.snapshot.clear()

@@ -138,6 +138,7 @@ class Bucket:
         self.marker = Marker(token=os.urandom(8))
         self.snapshot_bytes = 0
         self.flush_due: float | None = None
+        self.flush_costs = 0.0, 0.0  # CPU seconds of the last two flushes: one alone may have compiled something
         self.waiting = Waiting()
         self.used = 0.0
         self._dirty: list[Hashes] = []
