@@ -1,19 +1,25 @@
 """A load generator for HTTP posts: one process, one epoll loop, keep-alive connections; it knows what was answered.
 
-Run as a process of its own (``python -m benchmarks.collect_load``): a JSON job on stdin, a JSON report on stdout.
+Run as a process of its own (``python -m benchmarks.collect_load``): a JSON job on stdin, a JSON report on stdout. It shares the
+machine with the server it measures, so the loop is compiled and little more than its system calls.
 """
 
 from __future__ import annotations
 
 import json
-import select
+import re
+import resource
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-_RECEIVE = 1 << 18
+import numpy as np
+
+from benchmarks.collect_loop import NUMBER_DIGITS, drive
+
+MOST_PER_S = 60_000
+"""Requests a second that a report has room for."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Job:
 
 @dataclass
 class Report:
-    """What came of it: ``accepted`` are numbers of requests answered with 202 and every event accepted."""
+    """What came of it: ``accepted`` are numbers of requests answered with 202 and every event accepted; ``processor_s`` of
+    the generator."""
 
     sent: int = 0
     seconds: float = 0.0
@@ -51,129 +58,69 @@ class Report:
 
 def event_id(request: int, place: int) -> str:
     """The id of an event."""
-    return f"bench-{request:012d}-{place:04d}"
+    return f"bench-{request:0{NUMBER_DIGITS}d}-{place:04d}"
 
 
 _EVENT = (
-    '{"event_id":"%s","user_id":"user-%07d","item_id":"item-%06d","event_type":"%s","occurred_at":%d,"surface":"homepage",'
-    '"device":"mobile","session_id":"session-%09d","page_position":%d,"request_id":"0f3c9a52b7e84d1d9c1f7a2b3c4d5e6f",'
-    '"model_version":"two-tower-20261120-a1b2c3d4","dwell_ms":%d,"categories":["Drama","Thriller"],"price":9.99,'
-    '"country":"DE","os":"android","attributes":{"experiment":"b"}}'
+    '{"event_id":"bench-NNNNNNNNNNNN-%04d","user_id":"user-UUUUUUU","item_id":"item-IIIIII","event_type":"%s",'
+    '"occurred_at":TTTTTTTTTTTTTTTT,"surface":"homepage","device":"mobile","session_id":"session-SSSSSSSSS","page_position":%d,'
+    '"request_id":"0f3c9a52b7e84d1d9c1f7a2b3c4d5e6f","model_version":"two-tower-20261120-a1b2c3d4","dwell_ms":%d,'
+    '"categories":["Drama","Thriller"],"price":9.99,"country":"DE","os":"android","attributes":{"experiment":"b"}}'
 )
 _TYPES = ("click", "view", "impression", "save", "cart")
+_BLANKS = re.compile(b"NNNNNNNNNNNN|UUUUUUU|IIIIII|SSSSSSSSS|TTTTTTTTTTTTTTTT")
+_KINDS = b"NUIST"
 
 
-def request_bytes(job: Job, number: int) -> bytes:
-    """A whole POST request of ``batch`` events of about 400 bytes."""
-    now = time.time_ns() // 1000
-    events = []
-    for place in range(job.batch):
-        n = number * job.batch + place
-        user = (n * 2_654_435_761) % job.users
-        events.append(_EVENT % (event_id(number, place), user, n * 40_503 % 50_000, _TYPES[n % 5], now, user, n % 40 + 1,
-                                n % 9000))
+def template(job: Job, variant: int) -> tuple[bytes, np.ndarray]:
+    """A whole POST request of ``batch`` events of about 400 bytes, and its blanks: (m, 4) place, digits, kind, event."""
+    events = [_EVENT % (i, _TYPES[(variant + i) % len(_TYPES)], (variant + i) % 40 + 1, 37 * (variant + i) % 9000)
+              for i in range(job.batch)]
     body = events[0] if job.batch == 1 else f"[{','.join(events)}]"
-    return (f"POST /v1/events HTTP/1.1\r\nHost: {job.host}\r\nContent-Type: application/json\r\n"
+    text = (f"POST /v1/events HTTP/1.1\r\nHost: {job.host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}").encode()
-
-
-class _Connection:
-    __slots__ = ("due", "got", "number", "outgoing", "socket", "wanted")
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self.number, self.due = -1, 0.0
-        self.got, self.wanted = b"", 0
-        self.outgoing = b""
+    blanks, place = [], -1
+    for found in _BLANKS.finditer(text):
+        kind = _KINDS.index(found.group()[0])
+        place += kind == 0
+        blanks.append((found.start(), len(found.group()), kind, place))
+    return text, np.array(blanks, np.int64)
 
 
 def run(job: Job) -> Report:
-    """Sends until the time is over, then waits for what is outstanding."""
-    report = Report()
-    poller = select.epoll()
-    free: list[_Connection] = []
-    by_fd: dict[int, _Connection] = {}
+    """Sends until the time is over, then waits for what is outstanding.
+
+    Raises:
+      RuntimeError: an answer is no whole HTTP/1.1 answer with a length, is not to what was asked, or does not come.
+    """
+    sockets = []
     for _ in range(job.connections):
-        sock = socket.create_connection((job.host, job.port))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setblocking(False)
-        free.append(_Connection(sock))
-        by_fd[sock.fileno()] = free[-1]
-        poller.register(sock.fileno(), select.EPOLLIN)
-    ready = _prepared(job)
-    accepted_mark = b'{"accepted":%d,"rejected":0' % job.batch
-    started, processor = time.perf_counter(), time.process_time()
-    end, next_due, outstanding = started + job.seconds, started, 0
-    while True:
-        now = time.perf_counter()
-        while free and now < end and (not job.rate or next_due <= now):
-            connection = free.pop()
-            connection.number = job.first + report.sent
-            connection.due = next_due if job.rate else now
-            next_due += 1 / job.rate if job.rate else 0
-            _send(poller, connection, ready(connection.number))
-            report.sent += 1
-            outstanding += 1
-        if now >= end and not outstanding:
-            break
-        if now > end + 30:
-            raise RuntimeError(f"{outstanding} requests were not answered within 30 s")
-        wait = max(0.0, min(next_due, end) - now) if job.rate and free and now < end else 0.05
-        for fd, what in poller.poll(wait):
-            connection = by_fd[fd]
-            if what & select.EPOLLOUT:
-                _send(poller, connection, connection.outgoing)
-                continue
-            if not _receive(connection):
-                continue
-            done = time.perf_counter()
-            report.latencies_ms.append((done - connection.due) * 1000)
-            status = connection.got[9:12].decode()
-            if status == "202" and accepted_mark in connection.got:
-                report.accepted.append(connection.number)
-            report.statuses[status] = report.statuses.get(status, 0) + 1
-            connection.got, connection.wanted = b"", 0
-            outstanding -= 1
-            free.append(connection)
-    report.seconds = time.perf_counter() - started
-    report.processor_s = time.process_time() - processor
-    for connection in by_fd.values():
-        connection.socket.close()
-    return report
-
-
-def _prepared(job: Job) -> Callable[[int], bytes]:
-    """Makes requests. Of batches only the ids differ: to make each anew would take the time of the server beside it."""
-    if job.batch == 1:
-        return lambda number: request_bytes(job, number)
-    template = request_bytes(job, 0).replace(event_id(0, 0).encode()[:18], b"bench-@@@@@@@@@@@@")
-    return lambda number: template.replace(b"@@@@@@@@@@@@", b"%012d" % number)
-
-
-def _send(poller: select.epoll, connection: _Connection, data: bytes) -> None:
-    try:
-        sent = connection.socket.send(data)
-    except BlockingIOError:
-        sent = 0
-    waiting = bool(connection.outgoing)
-    connection.outgoing = data[sent:]
-    if bool(connection.outgoing) != waiting:
-        poller.modify(connection.socket.fileno(), select.EPOLLOUT if connection.outgoing else select.EPOLLIN)
-
-
-def _receive(connection: _Connection) -> bool:
-    """Whether the whole answer is there."""
-    part = connection.socket.recv(_RECEIVE)
-    if not part:
-        raise ConnectionError("the server closed a connection")
-    connection.got = connection.got + part if connection.got else part
-    if not connection.wanted:
-        head = connection.got.find(b"\r\n\r\n")
-        if head < 0:
-            return False
-        at = connection.got.find(b"content-length: ")
-        connection.wanted = head + 4 + int(connection.got[at + 16 : connection.got.find(b"\r", at)])
-    return len(connection.got) >= connection.wanted
+        sockets.append(socket.create_connection((job.host, job.port)))
+        sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets[-1].setblocking(False)
+    variants = [template(job, v) for v in range(len(_TYPES))]
+    longest = max(len(text) for text, _ in variants)
+    texts = np.zeros((len(variants), longest), np.uint8)
+    for row, (text, _) in zip(texts, variants, strict=True):
+        row[: len(text)] = np.frombuffer(text, np.uint8)
+    sizes = np.array([len(text) for text, _ in variants], np.int64)
+    blanks = np.stack([blanks for _, blanks in variants])
+    mark = np.frombuffer(b'{"accepted":%d,"rejected":0,"events":[{"event_id":"bench-' % job.batch, np.uint8)
+    fds = np.array([s.fileno() for s in sockets], np.int32)
+    room = int((job.rate or MOST_PER_S) * (job.seconds + 1)) + job.connections
+    nothing = np.zeros(0, np.int32)
+    drive(nothing, texts, sizes, blanks, mark, job.users, 0, 0.0, 0.0, job.batch, 0)  # compiles, or loads
+    used, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    sent, accepted, latencies, statuses, problem = drive(fds, texts, sizes, blanks, mark, job.users, job.first, job.seconds,
+                                                         job.rate, job.batch, room)
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    for opened in sockets:
+        opened.close()
+    if problem:
+        raise RuntimeError(("", "the server closed a connection", "an answer is not what was expected",
+                            "requests were not answered within 30 s")[problem])
+    return Report(sent, seconds, accepted.tolist(), {str(s): int(n) for s, n in enumerate(statuses) if n}, latencies.tolist(),
+                  after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
 
 
 if __name__ == "__main__":

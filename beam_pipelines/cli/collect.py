@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that answer, above 1 with Kafka only (default: 1)")
     parser.add_argument("--partitions", type=int, default=4, metavar="N", help="of a log that is not there yet (default: 4)")
     parser.add_argument("--linger-ms", type=float, default=3.0, metavar="MS",
-                        help="how long an event waits for others to share its record (default: 3)")
+                        help="how far apart the log is written at least: events between share a record (default: 3)")
     parser.add_argument("--max-waiting", type=int, default=100_000, metavar="N",
                         help="events that may wait for the log before 429 (default: 100000)")
     parser.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN",

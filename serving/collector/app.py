@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import threading
 import time
 from contextlib import suppress
 from importlib import resources
@@ -52,7 +53,6 @@ class Collector:
     def open(self) -> None:
         """Opens the logs, creating those that are not there; raises LogError."""
         settings, counters = self._settings, self.counters
-        warm_up()
         log, producer = self._opened(creating(settings.log, settings.partitions))
         dead = DeadLetters(self._opened(beside(settings.log, "dead"))[1])
         stamps = suppressor = None
@@ -105,10 +105,19 @@ class CollectorApp:
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called by the server before the first request."""
         self._collector.open()
+        self._collector.router.quick = False
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         gc.collect()
         gc.freeze()  # what is there now stays; walking it at every collection costs requests their milliseconds
         gc.set_threshold(_GARBAGE)
         _log.info("worker started")
+
+    def _warm_up(self) -> None:
+        """Events go one by one until the compiled loops are there: at once, but for the first start on a machine."""
+        started = time.perf_counter()
+        warm_up()
+        self._collector.router.quick = True
+        _log.info("loops ready", extra={"fields": {"seconds": round(time.perf_counter() - started, 1)}})
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called by the server after the last answer."""

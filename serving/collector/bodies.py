@@ -22,8 +22,11 @@ from serving.collector.arrange import answers, arrange
 from serving.collector.scan import NUMBERS, SCHEMA, TEXTS, scan
 from transforms.records.kernels import number_strings
 
-_ID, _USER, _TYPE, _DEVICE = (TEXTS.index(name) for name in ("event_id", "user_id", "event_type", "device"))
-_INT32 = frozenset(name for name in NUMBERS if SCHEMA.field(name).type == pa.int32())
+_ID, _USER, _KIND, _DEVICE = (TEXTS.index(name) for name in ("event_id", "user_id", "event_type", "device"))
+_STRING = pa.string()
+_TYPE_OF = {field.name: field.type for field in SCHEMA}
+_PAIR = [_TYPE_OF["attributes"].key_field, _TYPE_OF["attributes"].item_field]
+_INT32 = frozenset(name for name in NUMBERS if _TYPE_OF[name] == pa.int32())
 _PARTS = tuple(np.frombuffer(part, np.uint8) for part in (
     b'{"accepted":', b',"rejected":0,"events":[', b'{"event_id":"', b'","status":"accepted"}', b"]}"))
 _PADDING = b"\0" * 16
@@ -124,7 +127,7 @@ def _partitions(data: bytes, begin: npt.NDArray[np.int64], size: npt.NDArray[np.
 
 def _kinds(data: npt.NDArray[np.uint8], begin: npt.NDArray[np.int64], size: npt.NDArray[np.int32]) -> Counter:
     pairs = []
-    for column in (_TYPE, _DEVICE):
+    for column in (_KIND, _DEVICE):
         places, sizes = np.ascontiguousarray(begin[:, column]), np.ascontiguousarray(size[:, column])
         sizes[sizes < 0] = 0
         codes, at = number_strings(data, places, sizes)
@@ -143,7 +146,7 @@ def _columns(n: int, buffers: tuple, now: int) -> pa.RecordBatch:
     missing = nulls.tolist()
 
     def strings(column: int, rows: int, valid: pa.Buffer | None = None, nulls: int = 0) -> pa.Array:
-        return pa.Array.from_buffers(pa.string(), rows, [
+        return pa.Array.from_buffers(_STRING, rows, [
             valid, offset_buffer.slice(column * wide, (rows + 1) * 4),
             value_buffer.slice(at[column], at[column + 1] - at[column])], nulls)
 
@@ -156,17 +159,14 @@ def _columns(n: int, buffers: tuple, now: int) -> pa.RecordBatch:
     for i, name in enumerate(NUMBERS):
         j = len(TEXTS) + i
         data = pa.py_buffer(numbers[i].astype(np.int32)) if name in _INT32 else number_buffer.slice(i * n * 8, n * 8)
-        arrays[name] = pa.Array.from_buffers(SCHEMA.field(name).type, n, [validity(j), data], missing[j])
-    stamps = pa.py_buffer(np.full(n, now, np.int64))
-    arrays["ingested_at"] = pa.Array.from_buffers(SCHEMA.field("ingested_at").type, n, [None, stamps])
+        arrays[name] = pa.Array.from_buffers(_TYPE_OF[name], n, [validity(j), data], missing[j])
+    arrays["ingested_at"] = pa.Array.from_buffers(_TYPE_OF["ingested_at"], n, [None, pa.py_buffer(np.full(n, now, np.int64))])
     words = strings(len(TEXTS), int(lists[-1]))
-    arrays["categories"] = pa.Array.from_buffers(SCHEMA.field("categories").type, n, [None, pa.py_buffer(lists)],
-                                                 children=[words])
-    kind, pairs = SCHEMA.field("attributes").type, int(maps[-1])
-    entries = pa.StructArray.from_arrays([strings(len(TEXTS) + 1 + i, pairs) for i in range(2)],
-                                         fields=[kind.key_field, kind.item_field])
-    arrays["attributes"] = pa.Array.from_buffers(kind, n, [None, pa.py_buffer(maps)], children=[entries])
-    return pa.RecordBatch.from_arrays([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+    arrays["categories"] = pa.Array.from_buffers(_TYPE_OF["categories"], n, [None, pa.py_buffer(lists)], children=[words])
+    pairs = int(maps[-1])
+    entries = pa.StructArray.from_arrays([strings(len(TEXTS) + 1 + i, pairs) for i in range(2)], fields=_PAIR)
+    arrays["attributes"] = pa.Array.from_buffers(_TYPE_OF["attributes"], n, [None, pa.py_buffer(maps)], children=[entries])
+    return pa.RecordBatch.from_arrays([arrays[name] for name in _TYPE_OF], schema=SCHEMA)
 
 
 _DIGITS = [*range(8), *range(9, 13), *range(14, 18), *range(19, 23), *range(24, 36)]

@@ -242,7 +242,8 @@ def _partly(found: Scanned, body: int, failed: Mapping[int, LogError]) -> Answer
 
 def pieces(events: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Events in parts of at most PACK_BYTES, but for a single event that is larger."""
-    if events.num_rows <= 1 or events.nbytes <= PACK_BYTES:
+    # The first is cheap, and right for all but slices of something large.
+    if events.num_rows <= 1 or events.get_total_buffer_size() <= PACK_BYTES or events.nbytes <= PACK_BYTES:
         yield events
         return
     half = events.num_rows // 2
