@@ -10,11 +10,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from transforms.beam.stream.item import ItemBucket
-from transforms.beam.stream.stages import by_item
 from transforms.beam.stream.state import Rules
 from transforms.beam.stream.user import ITEM_COLUMNS, USER_COLUMNS, UserBucket
+from transforms.beam.stream.wire import by_item, split, unpack
 from transforms.beam.stream.wire import pack as pack_batch
-from transforms.beam.stream.wire import split, unpack
 
 
 def where(table: pa.Table) -> dict[str, float]:

@@ -21,10 +21,9 @@ from transforms.accumulators.stream.user import UserState
 from transforms.beam.stream.cells import cell_rows
 from transforms.beam.stream.item import ItemBucket
 from transforms.beam.stream.seen import SeenEvents, event_keys
-from transforms.beam.stream.stages import by_item
 from transforms.beam.stream.state import LAYOUT, Marker, Rules, StateLayoutError
 from transforms.beam.stream.user import UserBucket
-from transforms.beam.stream.wire import pack, pack_parts, split, unpack, unpack_parts
+from transforms.beam.stream.wire import by_item, pack, pack_parts, split, unpack, unpack_parts
 from transforms.ingest import END_OF_TIME
 
 FOR_EVER = Rules(lateness=10_000 * HOUR)

@@ -21,7 +21,8 @@ from transforms.beam.stream.item import ItemBucket
 from transforms.beam.stream.keys import bucket_keys
 from transforms.beam.stream.state import Rules
 from transforms.beam.stream.user import ITEM_COLUMNS, USER_COLUMNS, UserBucket
-from transforms.beam.stream.wire import pack, pack_parts, split, unpack
+from transforms.beam.stream.warm import warm_up
+from transforms.beam.stream.wire import by_item, pack, split, unpack
 
 CELLS, ITEMS = "cells", "items"
 _MARKER, _DELTAS, _SNAPSHOT = (beam.DoFn.StateParam(spec) for spec in (MARKER, DELTAS, SNAPSHOT))
@@ -45,6 +46,7 @@ class _Split(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         self._keys = bucket_keys(self._buckets)
+        warm_up()  # here, where the events come from: before the first of them
 
     def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, bytes]]:
         columns = with_accepted(batch.select(USER_COLUMNS), batch.column("ingested_at"), time.time())
@@ -135,18 +137,6 @@ class _Users(BucketDoFn[UserBucket]):
             yield self.at_end(ITEMS, (bucket_keys(self._item_buckets)[bucket], message))
         self._events, self._pairs = [], []
         yield from super().finish_bundle()
-
-
-def by_item(events: list[pa.RecordBatch], pairs: list[pa.RecordBatch], buckets: int) -> Iterator[tuple[int, bytes]]:
-    """(item bucket, message of ItemBucket) of every item bucket that events or changes of pairs belong to."""
-    parts: dict[int, list[pa.RecordBatch | None]] = {}
-    for at, batches in enumerate((events, pairs)):
-        if batches:
-            whole = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
-            for bucket, part in split(whole, "item_id", buckets):
-                parts.setdefault(bucket, [None, None])[at] = part
-    for bucket, found in parts.items():
-        yield bucket, pack_parts(found)
 
 
 @dataclass(eq=False)

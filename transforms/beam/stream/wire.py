@@ -69,6 +69,18 @@ def split(batch: pa.RecordBatch, key: str, buckets: int) -> Iterator[tuple[int, 
         yield b, pa.RecordBatch.from_arrays([part(b) for part in columns], names=batch.schema.names)
 
 
+def by_item(events: list[pa.RecordBatch], pairs: list[pa.RecordBatch], buckets: int) -> Iterator[tuple[int, bytes]]:
+    """(item bucket, message of ItemBucket) of every item bucket that events or changes of pairs belong to."""
+    parts: dict[int, list[pa.RecordBatch | None]] = {}
+    for at, batches in enumerate((events, pairs)):
+        if batches:
+            whole = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
+            for bucket, part in split(whole, "item_id", buckets):
+                parts.setdefault(bucket, [None, None])[at] = part
+    for bucket, found in parts.items():
+        yield bucket, pack_parts(found)
+
+
 def _buckets_of(ids: pa.DictionaryArray, buckets: int) -> npt.NDArray[np.uint16]:
     """(n,) bucket of each id; ``buckets`` for a null."""
     of_text = np.append(bucket_of(hash64_strings(ids.dictionary), buckets), buckets).astype(np.uint16)
