@@ -19,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 
 from schemas.event_types import NAMES
 from serving.collector.arrange import answers, arrange
+from serving.collector.hashes import MAX_BYTES, hashes
 from serving.collector.scan import NUMBERS, SCHEMA, TEXTS, scan
 from transforms.records.kernels import number_strings
 
@@ -34,8 +35,8 @@ _ID_BYTES = 36
 
 
 def count_of(body: bytes) -> int:
-    """How many events a body holds, as far as a glance tells; never fewer than ``scan`` finds."""
-    return body.count(b'"user_id"')
+    """How many events a body holds, as far as a glance tells; never fewer than ``scan`` finds, for each has a brace."""
+    return body.count(b"{")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def scanned(bodies: Sequence[bytes], room: int, partitions: int, now: int, needs
       now: microseconds; becomes ingested_at, and occurred_at where neither that nor an id was sent.
       needs_stamps, leaves: what is left to ``wire``; see serving.collector.scan.scan.
     """
-    joined = b"\0".join([*bodies, _PADDING])
-    data = np.frombuffer(joined, np.uint8)
+    data = np.frombuffer(b"\0".join([*bodies, _PADDING]), np.uint8)
     ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)) + 1) - 1
     (begin, size, number, valid, list_end, list_begin, list_size, map_end, map_begin, map_size,
      first) = scan(data, ends, room, now, needs_stamps, leaves)
@@ -105,7 +105,7 @@ def scanned(bodies: Sequence[bytes], room: int, partitions: int, now: int, needs
         size[nameless, _ID] = _ID_BYTES
         data = np.concatenate([data, new_event_ids(len(nameless), now)])
         data.flags.writeable = False  # one compiled form, whoever made the bytes
-    partition = _partitions(joined, begin[:, _USER], size[:, _USER], partitions)
+    partition = _partitions(data, begin[:, _USER], size[:, _USER], partitions)
     order = np.argsort(partition, kind="stable")
     row = np.empty(n, np.int64)
     row[order] = np.arange(n)
@@ -117,12 +117,13 @@ def scanned(bodies: Sequence[bytes], room: int, partitions: int, now: int, needs
                    _kinds(data, begin, size))
 
 
-def _partitions(data: bytes, begin: npt.NDArray[np.int64], size: npt.NDArray[np.int32],
+def _partitions(data: npt.NDArray[np.uint8], begin: npt.NDArray[np.int64], size: npt.NDArray[np.int32],
                 partitions: int) -> npt.NDArray[np.int64]:
-    """As serving.eventlog.partition_of; the few of a round do not pay for array operations."""
-    ends = (begin + size).tolist()
-    hashes = np.array([xxh3_64_intdigest(data[a:b]) for a, b in zip(begin.tolist(), ends, strict=True)], np.uint64)
-    return ((hashes >> np.uint64(32)) % np.uint64(partitions)).astype(np.int64)
+    """As serving.eventlog.partition_of."""
+    found = hashes(data, np.ascontiguousarray(begin), np.ascontiguousarray(size))
+    for i in np.flatnonzero(size > MAX_BYTES).tolist():
+        found[i] = xxh3_64_intdigest(data[begin[i] : begin[i] + size[i]].tobytes())
+    return ((found >> np.uint64(32)) % np.uint64(partitions)).astype(np.int64)
 
 
 def _kinds(data: npt.NDArray[np.uint8], begin: npt.NDArray[np.int64], size: npt.NDArray[np.int32]) -> Counter:

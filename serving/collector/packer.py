@@ -186,8 +186,10 @@ class Packer:
             sends.clear()
             found = None
         for i, (body, number, future) in enumerate(mine.bodies):
-            if found is None or not found.answers[i]:
-                self.waiting -= number
+            actual = 0 if found is None else int(found.first[i + 1] - found.first[i])
+            self.waiting -= number - actual
+            mine.bodies[i] = body, actual, future
+            if not actual:
                 self._bytes -= len(body)
                 if not future.done():
                     future.set_result(None)
@@ -218,7 +220,7 @@ class Packer:
             return
         self._counters.taken(found.kinds if not failed else found.kinds_without(failed))
         for i, (body, number, future) in enumerate(mine.bodies):
-            if found.answers[i]:
+            if number:
                 self.waiting -= number
                 self._bytes -= len(body)
                 if not future.done():  # its request was cancelled
