@@ -29,8 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from beam_pipelines.cli import stream
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.stream_status import read_status
+from beam_pipelines.jobs.stream_run import flags_of
 from beam_pipelines.services import flink, kafka, prism
 from beam_pipelines.services.ports import answers, free_port
 from beam_pipelines.services.process import Process, poll, start
@@ -89,6 +91,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
     """The figures that ``--json`` prints."""
     work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
+    flags = stream_flags(["--runner", args.runner, "--workspace", str(work), *args.stream_flags.split()])
     clock = EventTime(time.time(), args.seconds + args.warm_up + _UP_S, args.speed)
     with running(args, work) as chain, Memory(chain.roles, chain.more) as memory, \
             Probes(chain.store, chain.host, chain.port, clock) as probes:
@@ -110,7 +113,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
         "budget": budget(before, after), "probes": len(taken), "lost": lost, "accepted": accepted,
         "seconds": round(end - begin, 1),
         "refused": sent["rejected"] + probes.refused, "retries": sent["retries"], "sender_behind_s": round(sent["behind_s"], 2),
-        "runner": args.runner, "log": args.log, "flags": args.stream_flags or "defaults", "users": args.users,
+        "runner": args.runner, "log": args.log, "flags": flags, "users": args.users,
         "stay_s": args.stay, "speed": args.speed,
         "cores": {role: round(series.between(begin, end), 3) for role, series in memory.cpu.items()},
         **{f"{role}_rss_mib": series.since(begin) for role, series in memory.mib.items() if series.values},
@@ -118,6 +121,14 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
         "over_time": {name: series.thinned(begin) for name, series in (*memory.mib.items(), *memory.more.items())},
         "load_average": [round(load, 1) for load in loads], "equal": bool(taken) and not lost,
     }
+
+
+def stream_flags(command: list[str]) -> dict[str, Any]:
+    """What ``beamrec stream --print-flags`` tells of a command's flags."""
+    parser = argparse.ArgumentParser()
+    stream.add_arguments(parser)
+    args = parser.parse_args(command)
+    return flags_of(stream.config_of(args), stream.seconds(args.checkpoint_every))
 
 
 def quantiles(probes: list[Probe], kind: str) -> dict[str, float | None]:

@@ -4,7 +4,8 @@
   beamrec stream --log kafka://127.0.0.1:9092/events --runner flink
                                                        on the Flink cluster of 'beamrec services up kafka flink'
   beamrec stream --log URI --until-end                 what the log holds now, then end
-  beamrec stream --status                              watermark, events, copies, late ones, cells written
+  beamrec stream --status                              watermark, events, copies, late ones, cells written, freshness
+  beamrec stream --print-flags [FLAGS]                 all that decides values, speed and freshness, and end
   beamrec stream --drain                               stop the job on Flink with a savepoint
   beamrec stream --log URI --runner flink --resume     go on from the newest complete checkpoint or savepoint
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import time
 from datetime import UTC, datetime
@@ -34,7 +36,15 @@ from typing import Any
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, StreamConfig, add_common_flags
 from schemas.features import GROUPS
-from schemas.metric_names import CELLS_WRITTEN, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, EVENTS_READ
+from schemas.metric_names import (
+    CELLS_WRITTEN,
+    EVENTS_ACCEPTED,
+    EVENTS_DUPLICATE,
+    EVENTS_LATE,
+    EVENTS_READ,
+    FRESHNESS,
+    FRESHNESS_MS,
+)
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -51,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="how far event time stays behind the newest event (default: 10s)")
     parser.add_argument("--flush", default="1s", metavar="T", help="from a change to its write (default: 1s)")
     parser.add_argument("--readers", type=int, default=2, help="parallel readers of the log (default: 2)")
-    parser.add_argument("--user-buckets", type=int, default=16, help="hash shards of users' state (default: 16)")
-    parser.add_argument("--item-buckets", type=int, default=8, help="hash shards of items' state (default: 8)")
+    parser.add_argument("--user-buckets", type=int, default=8, help="hash shards of users' state (default: 8)")
+    parser.add_argument("--item-buckets", type=int, default=4, help="hash shards of items' state (default: 4)")
     parser.add_argument("--groups", nargs="+", metavar="GROUP",
                         help="stream feature groups to compute (default: all, and items that users are done with)")
     parser.add_argument("--audit", metavar="DIR",
@@ -69,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flink.add_argument("--checkpoint-every", default="2s", metavar="T", help="between checkpoints (default: 2s)")
     parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: WORKSPACE/services)")
     parser.add_argument("--status", action="store_true", help="print the status row of the job and end")
+    parser.add_argument("--print-flags", action="store_true", help="print the flags that this command would run with, and end")
     parser.add_argument("beam_args", nargs="*", metavar="-- BEAM FLAGS", help="flags for Beam, after --")
     add_common_flags(parser)
 
@@ -127,6 +138,8 @@ def absolute_log(log: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     config = config_of(args)
+    if args.print_flags:
+        return _print_flags(args, config)
     if args.status:
         return _status(args, config)
     if args.drain:
@@ -178,9 +191,18 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
 
         collect_parts(Lake.open(config.common.lake, config.common.catalog), config.audit)
     if args.json:
-        print_json(status)
+        print_json(_told(status))
     elif status:
         print(_report(status))
+    return 0
+
+
+def _print_flags(args: argparse.Namespace, config: StreamConfig) -> int:
+    from beam_pipelines.cli.main import print_json
+    from beam_pipelines.jobs.stream_run import flags_of
+
+    flags = flags_of(config, seconds(args.checkpoint_every))
+    print_json(flags) if args.json else print("\n".join(f"{name:<20} {value}" for name, value in flags.items()))
     return 0
 
 
@@ -191,7 +213,7 @@ def _status(args: argparse.Namespace, config: StreamConfig) -> int:
     status = status_of(config)
     if status is None:
         raise UserError(f"no job {config.name} has written to {config.common.store}")
-    print_json(status) if args.json else print(_report(status))
+    print_json(_told(status)) if args.json else print(_report(status))
     return 0
 
 
@@ -202,6 +224,21 @@ def _drain(args: argparse.Namespace, config: StreamConfig) -> int:
     folder = drain(config, Path(args.services).absolute() if args.services else None)
     print_json({"job": config.name, "savepoint": str(folder)}) if args.json else print(f"stopped; savepoint {folder}")
     return 0
+
+
+def freshness(counters: dict[str, int]) -> dict[str, list[float]]:
+    """Seconds, p50 and p99, from an event's acceptance to each stage that events have reached."""
+    from transforms.beam.stream.freshness import STAGES, quantiles
+
+    found = {stage: quantiles(counters, stage) for stage in STAGES}
+    return {stage: points for stage, points in found.items() if points is not None}
+
+
+def _told(status: dict[str, Any]) -> dict[str, Any]:
+    if not status:
+        return status
+    found = {stage: [s if s < math.inf else None for s in points] for stage, points in freshness(status["counters"]).items()}
+    return {**status, "freshness_s": {stage: dict(zip(("p50", "p99"), points, strict=True)) for stage, points in found.items()}}
 
 
 def _time(micros: int | None) -> str:
@@ -217,12 +254,17 @@ def _line(status: dict[str, Any]) -> str:
 
 
 def _report(status: dict[str, Any]) -> str:
+    from transforms.beam.stream.freshness import BOUNDS_S
+
     counters = dict(status["counters"])
     age = time.time() - status["written_at"] / 1e6
     lines = [f"event time    {_time(status['watermark'])}",
              f"written       {age:.0f} s ago" + (", the job has ended" if status["ended"] else ""),
              f"run           {status['run']}"]
+    for stage, points in freshness(counters).items():
+        half, most = (f"{s:.1f} s" if s < math.inf else f"over {BOUNDS_S[-1]:.0f} s" for s in points)
+        lines.append(f"{stage:<13} {half} after an event was accepted (p50), {most} (p99)")
     first = (EVENTS_READ, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, CELLS_WRITTEN)
-    names = [*first, *sorted(n for n in counters if n not in first)]
+    names = [*first, *sorted(n for n in counters if n not in first and n.partition("/")[0] not in (FRESHNESS, FRESHNESS_MS))]
     lines += [f"{name:<40} {counters[name]:>14,}" for name in names if name in counters]
     return "\n".join(lines)

@@ -16,7 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from beam_pipelines.jobs.stream_run import Running
-from schemas.metric_names import EVENTS_LATE, EVENTS_READ, NAMESPACE
+from schemas.metric_names import EVENTS_LATE, EVENTS_READ, FRESHNESS, FRESHNESS_MS, NAMESPACE, by_segment
+from transforms.beam.stream.freshness import STAGES, cumulated
 from transforms.ingest import END_OF_TIME
 
 _log = logging.getLogger(__name__)
@@ -44,18 +45,30 @@ def exposition(status: dict[str, Any] | None, metrics: dict[str, float], now: fl
             put("watermark_seconds", status["watermark"] / 1e6)
         for name, value in status["counters"].items():
             base, *parts = name.split("/")
+            if base in (FRESHNESS, FRESHNESS_MS):
+                continue
             if parts:
                 put(f"{base}_by_segment_total", value, **dict(zip(_SEGMENTS.get(base, ("a", "b")), parts, strict=False)))
             elif base.startswith("events_rejected_"):
                 put("events_rejected_by_reason_total", value, reason=base.removeprefix("events_rejected_"))
             else:
                 put(f"{base}_total", value)
+        for stage in STAGES:
+            for bound, value in cumulated(status["counters"], stage):
+                put(f"{FRESHNESS}_bucket", value, stage=stage, le=bound)
+                if bound == "+Inf":
+                    put(f"{FRESHNESS}_count", value, stage=stage)
+                    put(f"{FRESHNESS}_sum", status["counters"].get(by_segment(FRESHNESS_MS, stage), 0) / 1000, stage=stage)
     for name, value in metrics.items():
         found = re.fullmatch(r"lag_(\d+)", name)
         put("lag", value, partition=found[1]) if found else put(name, value)
     lines = []
     for family, samples in sorted(families.items()):
-        lines.append(f"# TYPE {family} {'counter' if family.endswith('_total') else 'gauge'}")
+        of_histogram = family.removeprefix(f"{NAMESPACE}_{FRESHNESS}_")
+        if of_histogram == "bucket":
+            lines.append(f"# TYPE {NAMESPACE}_{FRESHNESS} histogram")
+        elif of_histogram == family:
+            lines.append(f"# TYPE {family} {'counter' if family.endswith('_total') else 'gauge'}")
         lines += [f"{family}{labels} {value:.16g}" for labels, value in samples]
     return "\n".join(lines) + "\n"
 

@@ -27,6 +27,10 @@ from serving.stores import StoreError, open_store
 from transforms.beam.stream.state import LAYOUT
 
 RUNNERS = ("prism", "flink", "direct")
+CHECKPOINT_S = 2.0
+BUNDLE_MS = 200
+"""On Flink what a stage is given waits for the end of a bundle, whose age is looked at twice in this time: with Beam's 1000 an
+event waits for seconds on its way through source, users and items."""
 _ALIASES = {"PrismRunner": "prism", "FlinkRunner": "flink", "DirectRunner": "direct"}
 _log = logging.getLogger(__name__)
 
@@ -82,6 +86,16 @@ class Record:
 def runner_of(name: str) -> str:
     """One of RUNNERS; takes Beam's names too. Any other name is a runner of Beam itself."""
     return _ALIASES.get(name, name)
+
+
+def flags_of(config: StreamConfig, checkpoint_s: float = CHECKPOINT_S) -> dict[str, Any]:
+    """What decides a job's values, speed and freshness: flags of the command, and what it sets for Flink."""
+    found = {name: getattr(config, name) for name in (
+        "lateness_s", "watermark_delay_s", "idle_s", "flush_s", "readers", "user_buckets", "item_buckets", "store_wait_s")}
+    if runner_of(config.common.runner) == "flink":
+        found |= {"checkpoint_s": checkpoint_s, "bundle_ms": BUNDLE_MS}
+    return {"runner": config.common.runner, **found, "groups": list(config.groups) if config.groups else "all",
+            "beam": list(config.common.beam_args)}
 
 
 @dataclass
@@ -158,7 +172,7 @@ def submit(config: StreamConfig, flags: list[str]) -> Running:
 
 @contextlib.contextmanager
 def launched(config: StreamConfig, resume: bool = False, services: Path | None = None, job_endpoint: str | None = None,
-             checkpoints: Path | None = None, checkpoint_s: float = 2.0) -> Iterator[Running]:
+             checkpoints: Path | None = None, checkpoint_s: float = CHECKPOINT_S) -> Iterator[Running]:
     """Submits the job to its runner; with Prism that lives as long as the ``with``, unless one runs already.
 
     Args:
@@ -233,6 +247,7 @@ def _on_flink(config: StreamConfig, name: str, resume: bool, services: Path, job
             raise UserError(f"no complete checkpoint of {config.name} under {folder}; start anew, without --resume")
         _log.info("resuming from %s", point)
     flags = cluster.pipeline_options(name, checkpoint_ms=round(checkpoint_s * 1000), savepoint=point)
+    flags.append(f"--max_bundle_time_mills={BUNDLE_MS}")
     if job_endpoint:
         flags.append(f"--job_endpoint={job_endpoint}")
     before = set(cluster.rest.jobs())

@@ -24,15 +24,17 @@ from beam_pipelines.io.stream_sink import Breaker, StoreAwayError, write_patient
 from beam_pipelines.io.stream_status import Probe
 from beam_pipelines.jobs.stream import construct
 from beam_pipelines.jobs.stream_metrics import exposition, serving_metrics
-from beam_pipelines.jobs.stream_run import Record, Shape, launched, status_of
+from beam_pipelines.jobs.stream_run import Record, Shape, flags_of, launched, status_of
 from beam_pipelines.options import Config, StreamConfig
 from beam_pipelines.services import prism
-from schemas.keys import row_key, suppressed_group
+from schemas.keys import STATUS, row_key, status_key, suppressed_group
 from schemas.metric_names import (
     EVENTS_ACCEPTED,
     EVENTS_DUPLICATE,
     EVENTS_LATE,
     EVENTS_READ,
+    FRESHNESS,
+    FRESHNESS_MS,
     by_segment,
     rejected,
 )
@@ -40,7 +42,7 @@ from schemas.stream_cells import extract
 from schemas.tables import STREAM_PANES
 from serving.eventlog import open_log, partition_of
 from serving.stores import open_store
-from serving.stores.base import StoreError
+from serving.stores.base import Cell, FeatureWrite, StoreError
 from transforms.beam.stream.state import Final
 
 HOUR = 3600 * SECOND
@@ -322,6 +324,33 @@ def test_metrics_are_prometheus_text() -> None:
     assert 'beamrec_events_rejected_by_reason_total{reason="bad_pack"} 1' in text
     assert 'beamrec_lag{partition="3"} 12' in text and "beamrec_status_age_seconds 2\n" in text
     assert exposition(None, {}, 0.0) == "\n"
+
+
+def test_freshness_is_a_histogram_for_prometheus_and_quantiles_for_people(tmp_path: Path,
+                                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    done = config(tmp_path, "dir:x", "prism")
+    counters = {by_segment(FRESHNESS, "user_stored", bound): n for bound, n in (("0.75", 50), ("1", 49), ("+Inf", 1))}
+    row = {"written_at": 5_000_000, "watermark": 4_000_000, "ended": False, "run": "r",
+           "counters": {EVENTS_READ: 100, **counters, by_segment(FRESHNESS_MS, "user_stored"): 75_000}}
+    lines = exposition(row, {}, 7.0).splitlines()
+    assert lines.count("# TYPE beamrec_freshness_seconds histogram") == 1
+    for bound, n in (("0.5", 0), ("0.75", 50), ("1", 99), ("60", 99), ("+Inf", 100)):
+        assert f'beamrec_freshness_seconds_bucket{{stage="user_stored",le="{bound}"}} {n}' in lines
+    assert 'beamrec_freshness_seconds_count{stage="user_stored"} 100' in lines
+    assert 'beamrec_freshness_seconds_sum{stage="user_stored"} 75' in lines
+    store = open_store(done.common.store)
+    store.write_features([FeatureWrite(status_key(done.name), "stream", STATUS, Cell(json.dumps(row).encode(), 5_000_000))])
+    store.close()
+    assert main(["stream", "--status", "--workspace", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "user_stored   0.8 s after an event was accepted (p50), 1.0 s (p99)" in told and "freshness_seconds" not in told
+
+
+def test_the_flags_that_decide_are_printed_and_are_the_defaults(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["stream", "--print-flags", "--runner", "flink", "--workspace", str(tmp_path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == flags_of(StreamConfig(Config.of(tmp_path, runner="flink"), ""))
+    assert printed["bundle_ms"] == 200 and printed["flush_s"] == 1.0
 
 
 def test_the_graph_builds_for_dataflow_without_credentials(tmp_path: Path) -> None:

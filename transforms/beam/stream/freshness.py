@@ -94,6 +94,10 @@ class Waiting:
         if len(fresh):
             self._fresh.append(fresh)
 
+    def youngest_s(self, now: float) -> float:
+        """How long ago the events that came last were accepted, seconds; inf when all waited for more than a minute."""
+        return float(ages(self._fresh[-1], now).min()) * _TICK / 1e6 if self._fresh else np.inf
+
     def stamp(self, cells: pa.RecordBatch, stage: str) -> pa.RecordBatch:
         """The cells with a note of what they make readable, for ``stored``; from now on nothing waits."""
         fresh = self._fresh if not self._old else [*self._fresh, np.zeros(1, np.uint32)]
@@ -115,6 +119,12 @@ def stored(cells: pa.RecordBatch, now: float) -> Counter[str]:
     stamp = msgspec.msgpack.decode(note, type=_Stamp)
     since, counts = ages(np.frombuffer(stamp.moments, np.uint32), now), np.frombuffer(stamp.counts, np.int64)
     return histogram(stamp.stage, [np.repeat(since, counts)])
+
+
+def cumulated(counters: Mapping[str, Any], stage: str) -> list[tuple[str, int]]:
+    """(upper bound, events that took at most so long) of a stage, the last bound +Inf; [] without events."""
+    counts = np.cumsum([counters.get(by_segment(FRESHNESS, stage, name), 0) for name in _NAMES])
+    return list(zip(_NAMES, counts.tolist(), strict=True)) if counts[-1] else []
 
 
 def quantiles(counters: Mapping[str, Any], stage: str, points: tuple[float, ...] = (0.5, 0.99)) -> list[float] | None:
