@@ -160,7 +160,9 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         return cells
 
     def _pace(self, live: Bucket, least_s: float) -> float:
-        """Seconds from a change to its cells: longer while flushes would take too much of the process, as in a catch-up."""
+        """Seconds from a change to its cells: longer in a catch-up, while flushes would take too much of the process."""
+        if live.waiting.youngest_s(time.time()) < _LONGEST_FLUSH_S:
+            return least_s  # what was accepted just now is waited for by readers
         wanted = min(live.flush_costs) * (len(self._live) + 1) / _FLUSH_SHARE
         return max(least_s, min(wanted, _LONGEST_FLUSH_S))
 
