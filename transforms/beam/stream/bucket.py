@@ -32,9 +32,9 @@ _GRACE_S = 0.25
 """For so long an element may come and flush before the timer does. Timers are for quiet buckets: Prism 2.77 spins, and stalls
 all else, while a timer is due whose key is in a bundle."""
 
-_FLUSH_SHARE = 0.1
-"""Of its CPU a process gives so much to making cells, and about twice that to storing them; beyond it flushes become rarer, and
-each writes more at once: of what changed again in the meantime, only the last value."""
+_FLUSH_SHARE = 0.03
+"""Of its CPU a process that catches up gives so much to making cells, and three times that to storing them; beyond it flushes
+become rarer, and each writes more at once: of what changed again in the meantime, only the last value."""
 _LONGEST_FLUSH_S = 10.0
 
 B = TypeVar("B", bound=Bucket)
