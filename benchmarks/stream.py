@@ -33,6 +33,7 @@ import pyarrow as pa
 from beam_pipelines.errors import UserError
 from beam_pipelines.jobs.stream_run import launched, runner_of
 from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.runner import quiet_logs
 from beam_pipelines.services import flink, kafka
 from benchmarks.stream_feed import events_of, fill
 from benchmarks.stream_paced import paced
@@ -108,6 +109,9 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
     wanted = [] if args.peers in ("", "none") or args.log != "kafka" else args.peers.split(",")
     _check("--kinds", kinds, KINDS)
     _check("--peers", wanted, tuple(peers.NOTES))
+    if "paced" in kinds and runner_of(args.runner) == "direct":
+        raise UserError("--runner direct reads bounded input only: leave paced out of --kinds")
+    quiet_logs()
     figures: dict[str, object] = {"events": args.events, "users": args.users, "runner": args.runner, "log": args.log}
     equal = True
     with _broker(args, work) as broker:

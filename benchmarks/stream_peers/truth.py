@@ -90,7 +90,7 @@ class Truth:
                 total += self.rows(window)
                 continue
             types = {name: "VARCHAR" if name == "user_id" else "BIGINT" for name in names}
-            found = self._sql.execute("SELECT * FROM read_csv(?, header = false, columns = " + str(types) + ")", [files])
+            found = self._sql.sql(f"SELECT * FROM read_csv({files}, header = false, columns = {types})")
             total += self.differing(window, found.to_arrow_table())
         return total
 

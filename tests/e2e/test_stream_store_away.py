@@ -1,0 +1,124 @@
+"""A real streaming job on Flink while its store is away, and while it is slow: it waits, loses nothing, and does not grow."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+
+import pytest
+from servers import need
+
+from beam_pipelines.jobs.stream_run import launched
+from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.services import flink
+from beam_pipelines.services.process import poll, resident_mib
+from benchmarks.stream_paced import Sender
+from schemas.metric_names import CELLS_RETRIED, EVENTS_ACCEPTED
+from schemas.stream_cells import extract_rings
+from serving.stores import open_store
+
+RATE, USERS = 500, 300
+
+
+@pytest.fixture
+def live(tmp_path):
+    """A job that takes events of a sender: (cluster, running job, sender, store's folder)."""
+    need("flink")
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(flink.running(tmp_path / "services" / "flink"))
+        folder = tmp_path / "kept"
+        folder.mkdir()
+        common = Config.of(tmp_path / "workspace", runner="flink", quiet=True, store=f"sqlite:{folder}/store.db")
+        common.workspace.root.mkdir()
+        uri = f"dir:{tmp_path}/log"
+        sender = Sender(uri, RATE, USERS, 50)
+        job = stack.enter_context(launched(StreamConfig(common, uri, name="live"), services=tmp_path / "services"))
+        sender.start()
+        try:
+            assert poll(lambda: accepted(job) > 2 * RATE, 120, 0.5), cluster.directory
+            yield cluster, job, sender, folder
+        finally:
+            sender.stop()
+            cluster.rest.cancel(job.flink_job)
+
+
+def counters(job):
+    status = job.status()
+    return status["counters"] if status is not None and status["run"] == job.run else {}
+
+
+def accepted(job):
+    return counters(job).get(EVENTS_ACCEPTED, 0)
+
+
+def check_nothing_is_lost(job, sender, folder):
+    """All that was sent is in the state once, and in the cells."""
+    sender.stop()
+    assert poll(lambda: accepted(job) == sender.sent, 120, 0.5), (accepted(job), sender.sent)
+    store = open_store(f"sqlite:{folder}/store.db", create=False)
+
+    def counted():
+        cells = [cell.value for _, cell in store.scan_features("stream", "user_panes")]
+        return int(extract_rings("user_panes", cells, time.time_ns() // 1000)[:, 1::2].sum())
+
+    try:
+        assert poll(lambda: counted() == sender.sent, 60, 1.0), (counted(), sender.sent)
+    finally:
+        store.close()
+
+
+def resident(cluster):
+    """MiB of the Python workers."""
+    return sum(map(resident_mib, cluster.worker_pids()))
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_for_a_minute(live):
+    cluster, job, sender, folder = live
+    restarts, before = cluster.rest.restarts(job.flink_job), accepted(job)
+    folder.rename(folder.with_name("away"))
+    time.sleep(60)
+    assert cluster.rest.state(job.flink_job) == "RUNNING" and not folder.exists()
+    folder.with_name("away").rename(folder)
+    assert poll(lambda: accepted(job) > before + 50 * RATE, 120, 0.5), (accepted(job), before)
+    check_nothing_is_lost(job, sender, folder)
+    assert cluster.rest.restarts(job.flink_job) == restarts  # no crash loop: not one
+    assert 3 < counters(job)[CELLS_RETRIED] < 200  # pauses grow, and one writer tries for all
+
+
+@pytest.mark.slow
+def test_a_slow_store_holds_the_log_back_and_memory_stays(live):
+    cluster, job, sender, folder = live
+    restarts, start = cluster.rest.restarts(job.flink_job), resident(cluster)
+    over = threading.Event()
+
+    def hog():
+        """Holds the store's write lock nearly all of the time, so that each write of the job waits for seconds."""
+        with contextlib.closing(sqlite3.connect(folder / "store.db", timeout=60, isolation_level=None)) as other:
+            while not over.is_set():
+                other.execute("BEGIN IMMEDIATE")
+                over.wait(6.0)
+                other.execute("ROLLBACK")
+                over.wait(0.02)
+
+    thread = threading.Thread(target=hog)
+    thread.start()
+    sizes = []
+    try:
+        for _ in range(15):
+            time.sleep(2)
+            sizes.append(resident(cluster))
+    finally:
+        over.set()
+        thread.join()
+    free = time.time()
+    assert poll(lambda: job.status()["written_at"] > free * 1e6, 60, 0.1)
+    behind = sender.sent - accepted(job)
+    print(f"workers {start} -> {max(sizes)} MiB, {behind} events behind")
+    assert behind > 3 * RATE  # the log waits...
+    assert max(sizes) < start + 150, (start, sizes)  # ...and the workers do not gather it
+    assert poll(lambda: sender.sent - accepted(job) < 4 * RATE, 120, 0.5), "does not catch up"
+    check_nothing_is_lost(job, sender, folder)
+    assert cluster.rest.restarts(job.flink_job) == restarts
