@@ -86,6 +86,9 @@ CONSUMER = {
     "queued.min.messages": "100000",
     "fetch.message.max.bytes": str(MAX_RECORD_BYTES),
     "fetch.queue.backoff.ms": "10",
+    # A broker answers when there is this much to read, or after so long: not with every record a collector sends.
+    "fetch.min.bytes": "65536",
+    "fetch.wait.max.ms": "50",
 }
 CONSUMER_ALWAYS = {  # offsets are ours
     "group.id": "beamrec",

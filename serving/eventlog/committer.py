@@ -6,9 +6,9 @@ Partitions are written side by side: the file system then commits its journal fo
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ MAX_BACKLOG_BYTES = 64 << 20
 _RETRY_S = 0.1
 
 _THREADS = 32
+_END = -1
 
 
 class _Group:
@@ -51,7 +52,11 @@ class LocalProducer:
         self._groups: set[_Group] = set()
         self._backlog = 0
         self._closed = False
-        self._threads = ThreadPoolExecutor(min(_THREADS, self._partitions), "log-commit")
+        self._ready: queue.SimpleQueue[int] = queue.SimpleQueue()  # partitions to write; _END for each thread at the end
+        self._threads = [threading.Thread(target=self._run, name=f"log-commit-{i}", daemon=True)
+                         for i in range(min(_THREADS, self._partitions))]
+        for thread in self._threads:
+            thread.start()
 
     async def send(self, partition: int, record: bytes, timestamp: int) -> int:
         """Writes a record; returns its offset once it is durable."""
@@ -84,7 +89,7 @@ class LocalProducer:
                     idle.append(partition)
                 self._waiting[partition].append((group, place))
             for partition in idle:
-                self._threads.submit(self._commit, partition)
+                self._ready.put(partition)
         return await group.future
 
     async def flush(self) -> None:
@@ -102,8 +107,16 @@ class LocalProducer:
     def close(self) -> None:
         """Writes what waits and ends the threads."""
         with self._lock:
-            self._closed = True
-        self._threads.shutdown()
+            if not self._closed:
+                self._closed = True
+                for _ in self._threads:
+                    self._ready.put(_END)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (partition := self._ready.get()) != _END:
+            self._commit(partition)
 
     def _commit(self, partition: int) -> None:
         """Writes what waits for a partition until nothing does, all of it at once."""
