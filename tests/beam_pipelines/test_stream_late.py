@@ -44,6 +44,7 @@ def columns(times: list[int], first: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({
         "user_id": pa.array(["u1"] * n), "item_id": pa.array(["i1"] * n), "event_type": pa.array(["view"] * n),
         "occurred_at": pa.array([(NOON_S + t) * MICROS for t in times], pa.timestamp("us", tz="UTC")),
+        "ingested_at": pa.nulls(n, pa.timestamp("us", tz="UTC")),
         "event_hash": pa.array(hash64_strings(ids).view("int64")), "dwell_ms": pa.nulls(n, pa.int64()),
         "price": pa.nulls(n, pa.float64()), "categories": pa.array([[]] * n, pa.list_(pa.string())),
         "surface": pa.nulls(n, pa.string())})
