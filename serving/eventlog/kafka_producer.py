@@ -66,6 +66,8 @@ class KafkaProducer:
 
     async def send_all(self, sends: Sequence[tuple[int, bytes]], timestamp: int) -> list[Outcome]:
         """Writes records of several partitions; each one's offset, or why it could not be written."""
+        for partition, record in sends:
+            self._check(partition, record)
         found: list[Outcome] = []
         for outcome in await asyncio.gather(*(self.send(p, record, timestamp) for p, record in sends), return_exceptions=True):
             if not isinstance(outcome, int | LogError):
@@ -105,11 +107,14 @@ class KafkaProducer:
             self._wait_idle(_AWAY_S)
         self._thread.join(_CLOSE_S)
 
-    def _post(self, partition: int, record: bytes, timestamp: int, done: Done) -> None:
+    def _check(self, partition: int, record: bytes) -> None:
         if len(record) > MAX_RECORD_BYTES:
             raise ValueError(f"a record has at most {MAX_RECORD_BYTES:,} bytes, not {len(record):,}")
         if not 0 <= partition < self.partitions:
             raise ValueError(f"{self._uri} has no partition {partition}")
+
+    def _post(self, partition: int, record: bytes, timestamp: int, done: Done) -> None:
+        self._check(partition, record)
         with self._lock:
             if self._closed:
                 raise LogUnavailable("the producer is closed")

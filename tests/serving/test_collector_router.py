@@ -14,6 +14,7 @@ from schemas.arrow import arrow_schema
 from schemas.event_types import NAMES
 from schemas.keys import ITEM, USER, row_key, suppressed_group
 from schemas.stream_cells import decode_suppression
+from serving.collector import packer
 from serving.collector.wire import MAX_BODY_BYTES, EventIn
 from serving.eventlog import LogUnavailable, partition_of
 from serving.stores import open_store
@@ -291,3 +292,46 @@ def test_items_and_users_are_upserted_through_logs_of_their_own(tmp_path):
     (user,) = upserts_in(tmp_path, "user")
     assert (user["country"], user["signup_at"]) == ("DE", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC))
     assert len(dead_in(tmp_path)) == 4
+
+
+BODIES = [json.dumps({**CLICK, "event_id": f"e{i}", "user_id": f"u{i % 7}", "occurred_at": 1_700_000_000_000 + i}).encode()
+          for i in range(40)]
+
+
+@pytest.mark.parametrize("way", ["quick", "slow", "failing scan", "small rounds"])
+def test_each_way_of_a_body_ends_in_the_same_log(tmp_path, monkeypatch, way):
+    def fail(*args):
+        raise ZeroDivisionError
+
+    if way == "failing scan":
+        monkeypatch.setattr(packer, "scanned", fail)
+    if way == "small rounds":
+        monkeypatch.setattr(packer, "ROUND_EVENTS", 3)
+
+    async def post(collector):
+        collector.router.quick = way != "slow"
+        outcomes = await asyncio.gather(*map(collector.router.accept, BODIES))
+        assert collector.packer.waiting == 0
+        return outcomes, dict(collector.counters.accepted), collector.counters.packs
+
+    outcomes, accepted, packs = with_router(tmp_path, post)
+    assert [answer(o) for o in outcomes] == [
+        {"accepted": 1, "rejected": 0, "events": [{"event_id": f"e{i}", "status": "accepted"}]} for i in range(40)]
+    rows = events_in(tmp_path)
+    assert sorted(r["event_id"] for r in rows) == sorted(f"e{i}" for i in range(40))
+    assert accepted == {("click", ""): 40}
+    assert packs <= (8 if way != "small rounds" else 40), "requests that come together share records"
+
+
+def test_a_request_that_is_given_up_keeps_nothing_waiting(tmp_path):
+    async def post(collector):
+        tasks = [asyncio.create_task(collector.router.accept(body)) for body in BODIES]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        await collector.flush()
+        return [o.status for o in done[1::2]], collector.packer.waiting
+
+    assert with_router(tmp_path, post) == ([202] * 20, 0)
+    assert {f"e{i}" for i in range(1, 40, 2)} <= {r["event_id"] for r in events_in(tmp_path)}

@@ -184,6 +184,26 @@ def test_many_sends_of_a_loop_are_all_told_their_offset(log):
     assert len(found) == 2000
 
 
+def test_records_of_several_partitions_are_sent_together(log):
+    async def run():
+        producer = log.producer()
+        assert await producer.send_all([], BASE) == []
+        with pytest.raises(ValueError, match="no partition"):
+            await producer.send_all([(0, b"x"), (7, b"x")], BASE)
+        rounds = [producer.send_all([(p, b"%d-%d-%d" % (n, p, i)) for i in range(3) for p in (1, 0)], BASE) for n in range(20)]
+        offsets = await asyncio.gather(*rounds)
+        producer.close()
+        return offsets
+
+    offsets = asyncio.run(run())
+    reader = log.reader({0: 0, 1: 0})
+    found = {(p, o): r for p, o, r in read_all(reader, 120)}
+    reader.close()
+    assert found == {(p, offsets[n][2 * i + 1 - p]): b"%d-%d-%d" % (n, p, i)
+                     for n in range(20) for i in range(3) for p in (0, 1)}
+    assert all(o[p] < o[p + 2] < o[p + 4] for o in offsets for p in (0, 1)), "in their order"
+
+
 def test_flush_waits_for_what_was_sent(log):
     async def run():
         producer = log.producer()
