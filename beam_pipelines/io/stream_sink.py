@@ -118,7 +118,7 @@ class _Client:
 
     def _put(self, columns: tuple[list[str], list[str], list[bytes], list[int]]) -> int:
         if self._store is None:
-            self._store = open_store(self._uri)
+            self._store = open_store(self._uri, create=False, patient=True)
         return self._store.write_cells("stream", *columns)
 
 

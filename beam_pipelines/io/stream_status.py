@@ -146,7 +146,7 @@ class _Status(beam.DoFn):  # type: ignore[misc]
         row = {"watermark": watermark, "written_at": now, "run": self._run, "ended": ended, "counters": counters}
         try:
             if self._store is None:
-                self._store = open_store(self._uri)
+                self._store = open_store(self._uri, create=False, patient=True)
             self._store.write_features([FeatureWrite(status_key(self._job), "stream", STATUS,
                                                      Cell(json.dumps(row).encode(), now))])
         except StoreError as error:

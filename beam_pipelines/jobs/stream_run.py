@@ -162,7 +162,11 @@ def status_of(config: StreamConfig) -> dict[str, Any] | None:
 
 
 def submit(config: StreamConfig, flags: list[str]) -> Running:
-    """Builds the job and hands it to the runner that the flags name; direct runs it here, to its end."""
+    """Builds the job and hands it to the runner that the flags name; direct runs it here, to its end.
+
+    The store is made here: a worker that comes up while it is away must not make an empty one in its place.
+    """
+    open_store(config.common.store).close()
     options = PipelineOptions([*flags, *config.common.beam_args])
     pipeline = beam.Pipeline(runner=FnApiRunner() if config.is_direct else None, options=options)
     run = os.urandom(4).hex()

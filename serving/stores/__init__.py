@@ -12,28 +12,31 @@ class StoreUriError(StoreError):
     """A store URI that names no store this build can open."""
 
 
-def open_store(uri: str, create: bool = True) -> Store:
+def open_store(uri: str, create: bool = True, patient: bool | None = None) -> Store:
     """The store behind a URI, ``sqlite:PATH`` or ``bigtable://PROJECT/INSTANCE``.
 
     Args:
       uri: as the flag --store takes it.
-      create: make the store when it is not there; readers pass False.
+      create: make the store when it is not there; readers pass False, and workers whose job made it: one that is away for
+        a while must not be replaced by an empty one.
+      patient: wait for locks and servers as jobs do, a minute; default: as ``create``.
 
     Raises:
       StoreUriError: no PATH, a scheme that this build does not know, or Bigtable's client is not installed.
       StoreError: the store cannot be opened, or is not there and create is False.
     """
+    patient = create if patient is None else patient
     scheme, colon, rest = uri.partition(":")
     if scheme == "sqlite" and colon:
         if not rest:
             raise StoreUriError("--store sqlite:PATH needs a path")
-        return SqliteStore(rest, create)
+        return SqliteStore(rest, create, patient)
     if scheme == "bigtable" and colon:
-        return _open_bigtable(uri, create)
+        return _open_bigtable(uri, create, patient)
     raise StoreUriError(f"--store {uri!r} is not a store; use sqlite:PATH or bigtable://PROJECT/INSTANCE")
 
 
-def _open_bigtable(uri: str, create: bool) -> Store:
+def _open_bigtable(uri: str, create: bool, patient: bool) -> Store:
     try:
         from serving.stores.bigtable import BigtableStore, parse_uri  # seconds of Google's modules
     except ImportError as error:
@@ -42,4 +45,4 @@ def _open_bigtable(uri: str, create: bool) -> Store:
         parse_uri(uri)
     except StoreError as error:
         raise StoreUriError(str(error)) from error
-    return BigtableStore(uri, create)
+    return BigtableStore(uri, create, patient)

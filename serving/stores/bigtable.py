@@ -41,7 +41,7 @@ IN_FLIGHT = 4
 """Requests of a bulk write that are under way at once: enough to keep a server busy, few enough that it can push back."""
 READ_KEYS = 1_000
 SECONDS = {True: 60.0, False: 1.0}
-"""How long a call is tried, by ``create``: jobs wait for a server that comes back, an API rather answers from memory."""
+"""How long a call is tried, by ``patient``: jobs wait for a server that comes back, an API rather answers from memory."""
 
 _SURFACE = "surface#"
 _VERSIONS = b"versions"
@@ -59,17 +59,18 @@ class BigtableStore:
     Args:
       uri: may end in ``?prefix=NAME_`` (before the tables' names) and ``&app_profile=ID``.
       create: make the tables that are missing; False refuses an instance without them.
+      patient: see SECONDS.
 
     Raises:
       StoreError: no such instance, no credentials, or no tables; and whatever Bigtable reports later.
     """
 
-    def __init__(self, uri: str, create: bool = True) -> None:
+    def __init__(self, uri: str, create: bool = True, patient: bool = True) -> None:
         self._instance, options = parse_uri(uri)
         self._prefix, self._profile = options.get("prefix", ""), options.get("app_profile", "")
-        self._create, self._closed = create, False
+        self._create, self._patient, self._closed = create, patient, False
         self._lock = threading.Lock()
-        self._pid, self._opened = os.getpid(), Rpc(SECONDS[create])
+        self._pid, self._opened = os.getpid(), Rpc(SECONDS[patient])
         self._registered: set[str] = set()
         for table, families in TABLES.items():
             self._ensure(table, families)
@@ -92,7 +93,7 @@ class BigtableStore:
         if self._pid != os.getpid():  # a channel does not survive a fork
             with self._lock:
                 if self._pid != os.getpid():
-                    self._pid, self._opened = os.getpid(), Rpc(SECONDS[self._create])
+                    self._pid, self._opened = os.getpid(), Rpc(SECONDS[self._patient])
         return self._opened
 
     def _table(self, name: str) -> str:

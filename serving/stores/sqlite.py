@@ -24,7 +24,7 @@ CHUNK_ROWS = 20_000
 PAGE_ROWS = 2_000
 READ_KEYS = 512
 BUSY_SECONDS = {True: 60.0, False: 1.0}
-"""How long a call waits for a lock, by ``create``: jobs wait for other writers, a server rather answers from memory."""
+"""How long a call waits for a lock, by ``patient``: jobs wait for other writers, a server rather answers from memory."""
 
 # A 16 KiB page keeps a 100-item list inside its B-tree page instead of in overflow pages.
 _OPEN = """
@@ -65,15 +65,16 @@ class SqliteStore:
     """Implements serving.stores.base.Store on one file.
 
     Each thread gets a connection of its own at its first call, also after a fork. ``create`` False refuses a path
-    where there is no store yet, so that a reader's typing error does not leave an empty file.
+    where there is no store yet, so that a reader's typing error does not leave an empty file. Once open, a store that is
+    gone is never made anew. ``patient``: see BUSY_SECONDS.
 
     Raises:
       StoreError: no store there, not a store, or one of another layout; and whatever SQLite reports later.
     """
 
-    def __init__(self, path: str | Path, create: bool = True) -> None:
+    def __init__(self, path: str | Path, create: bool = True, patient: bool = True) -> None:
         self.path = Path(path)
-        self._create = create
+        self._create, self._patient = create, patient
         self._reset()
         if create:
             try:
@@ -81,6 +82,7 @@ class SqliteStore:
             except OSError as error:
                 raise StoreError(f"cannot make the folder of {self.path}: {error}") from error
         self._connection()
+        self._create = False
 
     def _reset(self) -> None:
         self._pid = os.getpid()
@@ -109,7 +111,7 @@ class SqliteStore:
         if not self._create and not self.path.exists():
             raise StoreError(f"no store at {self.path}")
         try:
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS[self._create], isolation_level=None,
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS[self._patient], isolation_level=None,
                                          check_same_thread=False, cached_statements=256, factory=_Connection)
             connection.executescript(_OPEN)
             layout = connection.execute("PRAGMA user_version").fetchone()[0]
