@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.jobs.stream_run import launched, runner_of
+from beam_pipelines.jobs.stream_run import flags_of, launched, runner_of
 from beam_pipelines.options import Config, StreamConfig
 from beam_pipelines.runner import quiet_logs
 from beam_pipelines.services import flink, kafka
@@ -112,7 +112,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
     if "paced" in kinds and runner_of(args.runner) == "direct":
         raise UserError("--runner direct reads bounded input only: leave paced out of --kinds")
     quiet_logs()
-    figures: dict[str, object] = {"events": args.events, "users": args.users, "runner": args.runner, "log": args.log}
+    figures: dict[str, object] = {"events": args.events, "users": args.users, "runner": args.runner, "log": args.log,
+                                  "flags": flags_of(StreamConfig(Config.of(work, runner=args.runner), ""))}
     equal = True
     with _broker(args, work) as broker:
         feeds = Feeds(args, work, broker)

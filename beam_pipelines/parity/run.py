@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.io.lakewriter import write_lake
+from beam_pipelines.jobs.stream_run import flags_of
+from beam_pipelines.options import Config, StreamConfig
 from beam_pipelines.parity.clicks import Arrivals, Disturbance, Form, disturb, produce, read_clicks
 from beam_pipelines.parity.compare import (
     STREAM_GROUPS,
@@ -75,7 +77,7 @@ class Report:
 
     runner: str
     form: str
-    flags: str
+    flags: dict[str, Any]
     clicks: int
     events: int
     malformed: int
@@ -120,7 +122,7 @@ def run(folder: Path, plan: Plan, quiet: bool = False) -> Report:
         words = [sys.executable, "-m", "beam_pipelines.cli.main", "stream", "--log", uri, "--runner", plan.runner,
                  "--until-end", "--audit", str(folder / "audit"), "--workspace", str(folder), "--name", NAME,
                  "--services", str(folder / "services"), "--json", "--quiet"]
-        flags = " ".join(words[words.index("--runner"):words.index("--audit")])
+        flags = flags_of(StreamConfig(Config.of(folder, runner=plan.runner), uri, name=NAME))
         report = Report(plan.runner, plan.form, flags, len(clicks), len(arrivals.arrival), int(arrivals.malformed.sum()))
         with Stage("stream", quiet=quiet) as stage:
             report.kills, status = _stream(words, folder, cluster if plan.kills else None, len(arrivals.arrival))
