@@ -106,9 +106,10 @@ class ScannIndex:
         # More neighbours lie in more leaves.
         share = min(1.0, self.settings["search_share"] * max(1.0, wanted / (1.1 * _CALIBRATION_K)))
         leaves = max(1, round(self.settings["leaves"] * share))
+        reordered = int(self.settings["reorder"] * max(wanted, _CALIBRATION_K))  # who asks for fewer gets no worse ones
         found, dots = self.searcher.search_batched_parallel(
             queries, final_num_neighbors=wanted, leaves_to_search=leaves,
-            pre_reorder_num_neighbors=min(len(self.vectors), int(self.settings["reorder"] * wanted)), batch_size=_SEARCH_BATCH)
+            pre_reorder_num_neighbors=min(len(self.vectors), reordered), batch_size=_SEARCH_BATCH)
         missing = np.isnan(dots)  # ScaNN pads a short row with position 0 and NaN
         positions[:, :wanted] = np.where(missing, -1, found.astype(np.int32))
         scores[:, :wanted] = np.where(missing, -np.inf, dots)
