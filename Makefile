@@ -41,6 +41,10 @@ bench: $(STAMP) ## Every benchmark of the README, as JSON lines
 	$(BIN)/beamrec bench affinity --json
 	$(BIN)/beamrec bench incremental --json
 	$(BIN)/beamrec bench recommend --json
+	$(BIN)/beamrec bench collect --json
+	$(BIN)/beamrec services install kafka flink
+	$(BIN)/beamrec bench stream --events 2000000 --spark-events 500000 --rowwise-events 50000 --json
+	$(BIN)/beamrec bench freshness --runner flink --log kafka --seconds 60 --json
 
 clean: ## Remove what was installed and built (workspaces stay)
 	rm -rf $(VENV) .bench build *.egg-info
