@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ PROGRESS_SCHEMA = pa.schema([
 ])
 """Where each partition of a reader stands."""
 
+BUNDLE_S, ONE_BUNDLE = 0.3, math.inf
 _TRACKER = beam.DoFn.RestrictionParam()
 _WATERMARK = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider())
 
@@ -60,7 +62,8 @@ class ReadLog(beam.PTransform):  # type: ignore[misc]
       idle_s: a partition in which nothing waits is taken as idle after so long without a valid event, and does not hold the
         watermark any more; None: never (for old data that is produced slowly while it is read).
       skew_s: a partition further ahead of the slowest one in event time waits for it, so that state stays bounded.
-      bundle_s: how long a bundle lasts while there is more to read.
+      bundle_s: how long a bundle lasts while there is more to read; ONE_BUNDLE: to the end. FnApiRunner takes what is left
+        over for no reason to hold its watermark back, and events would be late that are not.
       linger_s: how long a reader that has read everything waits for the next batch to gather.
       poll_bytes: of records in one batch, about.
       discover_s: how often new partitions are looked for.
@@ -74,7 +77,7 @@ class ReadLog(beam.PTransform):  # type: ignore[misc]
     watermark_delay_s: float = 10.0
     idle_s: float | None = 10.0
     skew_s: float = 600.0
-    bundle_s: float = 0.3
+    bundle_s: float = BUNDLE_S
     linger_s: float = 0.05
     poll_bytes: int = 16 << 20
     discover_s: float = 30.0
@@ -133,7 +136,7 @@ class _Read(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
         try:
             while not span.done:
                 left = began + reading.bundle_s - time.monotonic()
-                step = lane.step(span, 0.0 if gave else max(left, 0.0))
+                step = lane.step(span, 0.0 if gave else min(max(left, 0.0), BUNDLE_S))
                 if not tracker.try_claim(step.span):
                     return  # the runner took a checkpoint: the rest, this step with it, is another bundle's
                 span = step.span

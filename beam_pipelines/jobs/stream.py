@@ -14,7 +14,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from beam_pipelines.io.source import ReadLog
+from beam_pipelines.io.source import BUNDLE_S, ONE_BUNDLE, ReadLog
 from beam_pipelines.io.stream_audit import WriteFinal
 from beam_pipelines.io.stream_sink import WriteCells
 from beam_pipelines.io.stream_status import WriteStatus
@@ -36,7 +36,7 @@ def construct(pipeline: beam.Pipeline, config: StreamConfig, run: str = "") -> N
     stop: Any = dict(config.stop) if config.stop is not None else "end" if config.until_end else None
     read = pipeline | "Read the event log" >> ReadLog(
         config.log, start=start, stop=stop, readers=config.readers, watermark_delay_s=config.watermark_delay_s,
-        idle_s=config.idle_s)
+        idle_s=config.idle_s, bundle_s=ONE_BUNDLE if config.is_direct else BUNDLE_S)
     build(read.events, config, read.dead, run)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import random
 import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apache_beam as beam
@@ -19,9 +22,11 @@ from source_world import NOON, SECOND, event, record
 from beam_pipelines.cli.main import main
 from beam_pipelines.cli.stream import seconds, start_of
 from beam_pipelines.errors import UserError
+from beam_pipelines.io import source
 from beam_pipelines.io.stream_audit import part_path, read_parts, write_part
 from beam_pipelines.io.stream_sink import Breaker, StoreAwayError, write_patiently
 from beam_pipelines.io.stream_status import Probe
+from beam_pipelines.jobs import stream
 from beam_pipelines.jobs.stream import construct
 from beam_pipelines.jobs.stream_metrics import exposition, serving_metrics
 from beam_pipelines.jobs.stream_run import Record, Shape, flags_of, launched, status_of
@@ -97,6 +102,20 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, StreamConfig
     with launched(done := config(folder / "work", uri, "direct", until_end=True)) as job:
         job.wait()
     return uri, done, copies
+
+
+def test_a_bounded_run_that_reads_for_long_finds_nothing_late(bounded: tuple[str, StreamConfig, int], tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """FnApiRunner does not hold the watermark back for what a bundle leaves over."""
+    uri, done, _ = bounded
+    seconds = itertools.count(0, 10)
+    monkeypatch.setattr(source, "time", SimpleNamespace(**{**vars(time), "monotonic": lambda: next(seconds)}))
+    monkeypatch.setattr(stream, "ReadLog", functools.partial(source.ReadLog, poll_bytes=1))
+    with launched(again := config(tmp_path, uri, "direct", until_end=True)) as job:
+        job.wait()
+    status = status_of(again)
+    assert status is not None and EVENTS_LATE not in status["counters"]
+    assert user_cells(again.common.store) == user_cells(done.common.store)
 
 
 def test_a_bounded_run_counts_everything_and_ends(bounded: tuple[str, StreamConfig, int]) -> None:
