@@ -15,6 +15,7 @@ import pyarrow as pa
 from beam_pipelines.errors import UserError
 from beam_pipelines.jobs.stream_run import cluster_of, launched
 from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.services.process import poll
 from benchmarks.stream_feed import PARTITIONS, events_of, packs, parts
 from schemas.arrow import TIMESTAMP
 from schemas.metric_names import CELLS_WRITTEN, EVENTS_ACCEPTED
@@ -89,8 +90,9 @@ def paced(args: argparse.Namespace, folder: Path, uri: str, services: Path | Non
     with launched(config, services=services) as job:
         try:
             sender.start()
-            _until(lambda: _counts(job)[1] > 0, _STARTED_S, "the job takes no events")
-            _until(lambda: sender.sent - _counts(job)[1] < 3 * args.rate, _STARTED_S, "", fails=False)  # what gathered before
+            if not poll(lambda: _counts(job)[1] > 0, _STARTED_S, 0.5):
+                raise UserError(f"the job takes no events within {_STARTED_S:.0f} s")
+            poll(lambda: sender.sent - _counts(job)[1] < 3 * args.rate, _STARTED_S, 0.5)  # what gathered before
             time.sleep(_SETTLE_S)
             begin, sent = _counts(job), sender.sent
             at = time.monotonic()
@@ -114,13 +116,3 @@ def _counts(job: Any) -> tuple[float, int, int]:
     if status is None or status["run"] != job.run:
         return time.time(), 0, 0
     return status["written_at"] / 1e6, status["counters"].get(EVENTS_ACCEPTED, 0), status["counters"].get(CELLS_WRITTEN, 0)
-
-
-def _until(done: Any, seconds: float, what: str, fails: bool = True) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            if fails:
-                raise UserError(f"{what} within {seconds:.0f} s")
-            return
-        time.sleep(0.5)

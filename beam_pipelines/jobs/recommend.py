@@ -137,12 +137,12 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
                                  as_of + DAY_MICROS)
             snapshot = snapshot.filter(pc.equal(snapshot["as_of"].cast(pa.int64()), as_of))
             items = lake.read("items")
-            catalogue = make_catalogue(index.item_ids, index.vectors, snapshot, items)
             manifest = _manifest(as_of, model, index, settings, users.result(), snapshot, items)
         version = version_of(manifest)
         done = _completed(config, version)
         if done is not None:
             return done
+        catalogue = make_catalogue(index.item_ids, index.vectors, snapshot, items)
         folder = config.workspace.scratch / f"recommend-{version}"
         save_catalogue(catalogue, folder)
     stages["catalogue"] = stage.seconds

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from beam_pipelines.errors import UserError
 from schemas.arrow import TIMESTAMP, arrow_schema
-from serving.eventlog import LogError, LogUnavailable, open_log, partition_of
+from serving.eventlog import LogError, LogUnavailable, open_log, partitions_of
 from transforms.records import pack
 
 PATH = "/v1/events"
@@ -178,7 +178,7 @@ class LogTarget:
             events = events.set_column(events.schema.get_field_index("ingested_at"), "ingested_at", stamps)
             users = events["user_id"].combine_chunks().dictionary_encode()
             users = users.chunk(0) if isinstance(users, pa.ChunkedArray) else users
-            homes = np.array([partition_of(u, self._partitions) for u in users.dictionary.to_pylist()], np.int32)
+            homes = partitions_of(users.dictionary, self._partitions)
             home = homes[users.indices.to_numpy()]
             for partition in np.unique(home).tolist():
                 mine = events.take(np.flatnonzero(home == partition))

@@ -21,6 +21,7 @@ from schemas.event_types import NAMES
 from serving.collector.arrange import answers, arrange
 from serving.collector.hashes import MAX_BYTES, hashes
 from serving.collector.scan import NUMBERS, SCHEMA, TEXTS, scan
+from serving.eventlog.base import partitions_of_hashes
 from transforms.records.kernels import number_strings
 
 _ID, _USER, _KIND, _DEVICE = (TEXTS.index(name) for name in ("event_id", "user_id", "event_type", "device"))
@@ -123,7 +124,7 @@ def _partitions(data: npt.NDArray[np.uint8], begin: npt.NDArray[np.int64], size:
     found = hashes(data, np.ascontiguousarray(begin), np.ascontiguousarray(size))
     for i in np.flatnonzero(size > MAX_BYTES).tolist():
         found[i] = xxh3_64_intdigest(data[begin[i] : begin[i] + size[i]].tobytes())
-    return ((found >> np.uint64(32)) % np.uint64(partitions)).astype(np.int64)
+    return partitions_of_hashes(found, partitions)
 
 
 def _kinds(data: npt.NDArray[np.uint8], begin: npt.NDArray[np.int64], size: npt.NDArray[np.int32]) -> Counter:

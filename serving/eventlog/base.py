@@ -183,4 +183,9 @@ def partition_of(user_id: str, partitions: int) -> int:
 
 def partitions_of(user_ids: pa.Array | pa.ChunkedArray, partitions: int) -> npt.NDArray[np.int64]:
     """``partition_of`` for a column."""
-    return ((hash64_column(user_ids) >> np.uint64(32)) % np.uint64(partitions)).astype(np.int64)
+    return partitions_of_hashes(hash64_column(user_ids), partitions)
+
+
+def partitions_of_hashes(hashes: npt.NDArray[np.uint64], partitions: int) -> npt.NDArray[np.int64]:
+    """``partition_of`` for hashes (schemas.keys.hash64) of user ids."""
+    return ((hashes >> np.uint64(32)) % np.uint64(partitions)).astype(np.int64)
