@@ -1,0 +1,110 @@
+"""What the parts of a request hand to each other: what is asked, the candidates found, what is known of the user, the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.cells import RankedList
+
+Tier = Literal["list", "expired_list", "previous_list", "on_demand", "segment_popular", "popular", "popular_in_memory"]
+"""What answered, best first: the user's list of the active version; that list past its expires_at; the user's list of the
+version before; a list made at this request; the popular list of the user's segment; of everybody; the one kept in memory."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request, already validated.
+
+    Attributes:
+      user_id: "" for nobody in particular.
+      context: names a policy: homepage, item, cart, email.
+      item_ids: the item, or those in the cart, that the list is to go with.
+      page_size: items of the page.
+      exclude: never shown.
+      shown: first 4 bytes (little-endian uint32) of hash64 of every item of the pages before: never shown again.
+      version: of the pages before, read again while its lists are there; None on the first page.
+      request_id: names the answer in logs and in the events that follow from it; also seeds exploration.
+    """
+
+    user_id: str
+    context: str = "homepage"
+    item_ids: tuple[str, ...] = ()
+    page_size: int = 20
+    exclude: frozenset[str] = frozenset()
+    shown: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    version: str | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A ranked list to start from, of exactly one version.
+
+    Attributes:
+      recs: the list; its ``model_version`` is the one answered.
+      version: of the publish it belongs to.
+      tier: where it was found.
+      personal: made for this user.
+    """
+
+    recs: RankedList
+    version: str
+    tier: Tier
+    personal: bool
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the store knows of a user now. All empty where features cannot be read: then nothing is re-ranked.
+
+    Attributes:
+      known: the store holds something of the user.
+      hidden: consumed, purchased and suppressed items.
+      session: items of the open session, newest first, with the weight of the last event.
+      history: items of the last day (stream), then the last ones of batch; newest first, each once.
+      preference: share per category, real time; without a stream that is alive: ``category_affinity_30d``.
+      low_confidence: only the stream knows the user.
+      segment: name of schemas.features.SEGMENTS.
+      attributes: of the sign-up (country, age group, ...), for a user without events.
+      values: numbers used, by feature name, with ``sources`` (batch, stream, default) beside: the truth that is logged.
+      missing: features could not be read in time.
+    """
+
+    known: bool = False
+    hidden: frozenset[str] = frozenset()
+    session: Sequence[tuple[str, float]] = ()
+    history: Sequence[tuple[str, float]] = ()
+    preference: Mapping[str, float] = field(default_factory=dict)
+    low_confidence: bool = False
+    segment: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A page, best first; every sequence has the same length n <= page_size.
+
+    Attributes:
+      item_ids, sources, reasons, because: n each; ``because`` is the item that explains, "" for none.
+      scores: (n,) float32 after re-ranking.
+      features: numbers of each item that the ranking used, by name, (n,) float32 each: logged with the answer.
+      more: candidates are left for another page.
+      explored: rank (0-based) of the exploration slot, -1 for none.
+    """
+
+    item_ids: Sequence[str]
+    scores: npt.NDArray[np.float32]
+    sources: Sequence[str]
+    reasons: Sequence[str]
+    because: Sequence[str]
+    features: Mapping[str, npt.NDArray[np.float32]]
+    more: bool
+    explored: int = -1
