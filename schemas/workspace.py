@@ -37,6 +37,11 @@ class Workspace:
         return self.root / "models"
 
     @property
+    def keys(self) -> Path:
+        """API keys, hashed (``beamrec keys``)."""
+        return self.root / "keys.json"
+
+    @property
     def runs(self) -> Path:
         """Manifests of daily runs."""
         return self.root / "runs"
@@ -45,6 +50,11 @@ class Workspace:
     def lists(self) -> Path:
         """One manifest per version of ranked lists, written when the version is complete."""
         return self.root / "lists"
+
+    @property
+    def bundles(self) -> Path:
+        """One folder per published version: what requests need of it, memory-mapped (models.inference.bundle)."""
+        return self.root / "bundles"
 
     @property
     def scratch(self) -> Path:
@@ -95,11 +105,14 @@ class Workspace:
             write_atomically(self._clock_file, json.dumps({**clock, "runs": 1}).encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a restart after a crash, sees the old content or the new, never a part."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Writes a file so that a reader, or a restart after a crash, sees the old content or the new, never a part.
+
+    ``mode`` is that of a new file, less the process's umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
