@@ -1,4 +1,4 @@
-"""Settings of a server process; they travel to its workers in environment variables."""
+"""Settings of a server process; they travel to its workers in one environment variable."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from schemas.keys import STREAM_JOB
 from schemas.workspace import Workspace
 
-STORE, WORKSPACE, LOG_REQUESTS = "BEAMREC_STORE", "BEAMREC_WORKSPACE", "BEAMREC_LOG_REQUESTS"
+ENVIRONMENT = "BEAMREC_SERVE"
 
 
 @dataclass(frozen=True)
@@ -18,24 +21,54 @@ class Settings:
 
     Attributes:
       store: URI of the store.
-      workspace: folder that holds the clock.
+      workspace: folder that holds the clock and the bundles.
       log_requests: one log line per request.
+      log: URI of the event log: events are taken and what was served is told; None for neither.
+      policies: file of policies instead of the packaged one.
+      keys: file of API keys (``beamrec keys``); None: only ``anonymous`` roles.
+      anonymous: roles of a request without a key.
+      anonymous_rate: requests a second of one client address without a key; 0 for no limit.
+      bundles: folder of bundles; None: the workspace's.
+      stream_job: name of the streaming job whose values are read.
+      workers: processes that share each limit.
+      partitions: of logs that are not there yet.
+      cors_origins: web origins that may call this API; "*" for all.
+      mask: secret under which user ids are hashed in logs; "" for one of this process.
+      run: folder where the workers of one server tell each other their counts; None: each tells its own.
     """
 
     store: str
     workspace: Path
     log_requests: bool = False
+    log: str | None = None
+    policies: Path | None = None
+    keys: Path | None = None
+    anonymous: tuple[str, ...] = ("read", "write_events", "write_features", "admin")
+    anonymous_rate: float = 0.0
+    bundles: Path | None = None
+    stream_job: str = STREAM_JOB
+    workers: int = 1
+    partitions: int = 4
+    cors_origins: tuple[str, ...] = ()
+    mask: str = ""
+    run: Path | None = None
 
     @classmethod
     def from_env(cls) -> Settings:
         """The settings of this process's environment; by default those of ./workspace."""
-        workspace = Path(os.environ.get(WORKSPACE, "workspace")).absolute()
-        store = os.environ.get(STORE, f"sqlite:{Workspace(workspace).store}")
-        return cls(store, workspace, os.environ.get(LOG_REQUESTS) == "1")
+        said = os.environ.get(ENVIRONMENT)
+        if said is not None:
+            return msgspec.json.decode(said, type=cls, dec_hook=_path)
+        workspace = Path("workspace").absolute()
+        return cls(f"sqlite:{Workspace(workspace).store}", workspace)
 
     def to_env(self) -> dict[str, str]:
         """The environment variables that from_env reads."""
-        return {STORE: self.store, WORKSPACE: str(self.workspace), LOG_REQUESTS: "1" if self.log_requests else "0"}
+        return {ENVIRONMENT: msgspec.json.encode(self, enc_hook=str).decode()}
+
+
+def _path(kind: type, value: object) -> object:
+    return kind(value)
 
 
 class Clock:

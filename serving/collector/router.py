@@ -37,13 +37,17 @@ class EventOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
 
 
-class _Accepted(msgspec.Struct):
+class Accepted(msgspec.Struct):
+    """How many events were accepted and how many rejected, and what became of each, in the order sent."""
+
     accepted: int
     rejected: int
     events: Sequence[EventOutcome]
 
 
-class _Problem(msgspec.Struct, omit_defaults=True):
+class EventProblem(msgspec.Struct, omit_defaults=True):
+    """Problem details (RFC 9457), with what became of each event."""
+
     status: int
     title: str
     detail: str
@@ -74,7 +78,7 @@ class Outcome:
     @classmethod
     def of(cls, answer: bytes) -> Outcome:
         """The outcome that says 202 with a body made elsewhere."""
-        return cls(202, msgspec.json.decode(answer, type=_Accepted).events)
+        return cls(202, msgspec.json.decode(answer, type=Accepted).events)
 
     @property
     def content_type(self) -> str:
@@ -85,8 +89,8 @@ class Outcome:
         """JSON: counts and events, or problem details (RFC 9457) with the events."""
         if self.status < 400:
             accepted = sum(e.status == "accepted" for e in self.events)
-            return encode(_Accepted(accepted, len(self.events) - accepted, self.events))
-        return encode(_Problem(self.status, _TITLES.get(self.status, "Refused"), self.detail, self.events))
+            return encode(Accepted(accepted, len(self.events) - accepted, self.events))
+        return encode(EventProblem(self.status, _TITLES.get(self.status, "Refused"), self.detail, self.events))
 
 
 def unavailable(error: LogError, events: Sequence[EventOutcome] = ()) -> Outcome:

@@ -77,7 +77,9 @@ class TooLargeError(ValueError):
     """A request over a limit."""
 
 
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+class Events(msgspec.Struct, forbid_unknown_fields=True):
+    """Events in an object."""
+
     events: list[EventIn]
 
 
@@ -87,7 +89,7 @@ class _RawEnvelope(msgspec.Struct, forbid_unknown_fields=True):
 
 _one = msgspec.json.Decoder(EventIn)
 _many = msgspec.json.Decoder(list[EventIn])
-_envelope = msgspec.json.Decoder(_Envelope)
+_envelope = msgspec.json.Decoder(Events)
 _raws = msgspec.json.Decoder(list[msgspec.Raw])
 _raw_envelope = msgspec.json.Decoder(_RawEnvelope)
 _anything = msgspec.json.Decoder()

@@ -1,0 +1,197 @@
+"""Bearer keys: what a request may do, how often, and the audit line of what it did.
+
+A key is ``br_<id>_<secret>``, the secret 256 random bits. The file holds its SHA-256 only; a fast hash is enough for a
+random secret of this length. Roles: read, write_events, write_features, admin (which may do everything).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+from fastapi import Depends, Request
+from starlette.datastructures import Headers
+
+from schemas.workspace import write_atomically
+from serving.api.limits import TokenBuckets
+from serving.api.problems import ProblemError
+from serving.logs import LOGGER
+from serving.settings import Settings
+
+Role = Literal["read", "write_events", "write_features", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+RELOAD_SECONDS = 1.0
+BURST_SECONDS = 2.0
+"""A key may use so many seconds' worth of its rate at once."""
+_NO_KEY = hashlib.sha256(b"").hexdigest()
+_log = logging.getLogger(LOGGER)
+
+
+class KeyFileError(ValueError):
+    """A file of keys that cannot be read."""
+
+
+class Key(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One key as the file has it.
+
+    Attributes:
+      id: not secret: names it in logs and to ``beamrec keys revoke``.
+      sha256: of the whole key, hex.
+      roles: what it may do.
+      name: who has it.
+      rate: requests a second, 0 for no limit.
+      created_at, revoked_at: microseconds since 1970.
+    """
+
+    id: str
+    sha256: str
+    roles: tuple[Role, ...]
+    name: str = ""
+    rate: float = 0.0
+    created_at: int = 0
+    revoked_at: int | None = None
+
+
+class KeyFile(msgspec.Struct, frozen=True):
+    """The file: keys, and the secret under which user ids are hashed in logs."""
+
+    keys: tuple[Key, ...] = ()
+    mask: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> KeyFile:
+        """The keys of a file; raises KeyFileError, FileNotFoundError."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except msgspec.DecodeError as error:
+            raise KeyFileError(f"{path} is no file of keys: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """Replaces the file, readable by its owner alone."""
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n", mode=0o600)
+
+
+def new_key(roles: tuple[Role, ...], name: str, rate: float, now: int) -> tuple[str, Key]:
+    """(the key to hand out, what the file keeps of it)."""
+    key_id = secrets.token_hex(4)
+    text = f"br_{key_id}_{secrets.token_urlsafe(32)}"
+    return text, Key(key_id, hashlib.sha256(text.encode()).hexdigest(), roles, name, rate, now)
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks: the id of a key, "" for none, and what it may do."""
+
+    key: str
+    roles: frozenset[str]
+    address: str = ""
+
+
+class Guard:
+    """Decides who may do what. For one event loop.
+
+    Args:
+      settings: file of keys, roles without a key, limits.
+    """
+
+    def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
+        self._settings, self._now = settings, now
+        self._buckets = TokenBuckets(now)
+        self._anonymous = frozenset(settings.anonymous)
+        self._keys: dict[str, Key] = {}
+        self._checked, self._modified = -RELOAD_SECONDS, 0
+        self._open = settings.keys is None and "admin" in self._anonymous
+
+    def check(self, headers: Headers, role: Role | None, address: str = "") -> Caller:
+        """Who asks; raises ProblemError 401, 403 or 429. ``role`` None asks for a right to anything."""
+        said = headers.get("authorization")
+        if said is None:
+            if self._open:
+                _refuse_foreign_pages(headers)
+            elif not self._anonymous or (role is not None and not _may(self._anonymous, role)):
+                raise _unknown("send the header Authorization: Bearer KEY")
+            if self._settings.anonymous_rate:
+                self._take(f"@{address}", self._settings.anonymous_rate)
+            return Caller("", self._anonymous, address)
+        scheme, _, text = said.partition(" ")
+        key = self._find(text.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            self._take(f"!{address}", 20.0)  # who tries keys is slowed down
+            raise _unknown("the key is not known, or was revoked")
+        if key.rate:
+            self._take(key.id, key.rate)
+        if role is not None and not _may(frozenset(key.roles), role):
+            raise ProblemError(403, f"this key has no role {role}")
+        return Caller(key.id, frozenset(key.roles), address)
+
+    def needs(self, role: Role) -> Any:
+        """A FastAPI dependency that lets a role pass and gives the Caller."""
+
+        def who(request: Request) -> Caller:
+            return self.check(request.headers, role, request.client.host if request.client else "")
+
+        return Depends(who)
+
+    def _take(self, name: str, rate: float) -> None:
+        share = rate / self._settings.workers
+        wait = self._buckets.take(name, share, max(1.0, share * BURST_SECONDS))
+        if wait:
+            raise ProblemError(429, f"more than {rate:g} requests a second", headers={"Retry-After": str(int(wait) + 1)})
+
+    def _find(self, text: str) -> Key | None:
+        self._reload()
+        parts = text.split("_", 2)
+        key = self._keys.get(parts[1]) if len(parts) == 3 and len(text) <= 256 else None
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        same = hmac.compare_digest(digest, key.sha256 if key is not None else _NO_KEY)
+        return key if same and key is not None and key.revoked_at is None else None
+
+    def _reload(self) -> None:
+        """Looks at the file once a second; one that cannot be read leaves the keys as they were."""
+        path, now = self._settings.keys, self._now()
+        if path is None or now - self._checked < RELOAD_SECONDS:
+            return
+        self._checked = now
+        try:
+            modified = path.stat().st_mtime_ns
+            if modified != self._modified:
+                self._keys = {key.id: key for key in KeyFile.read(path).keys}
+                self._modified = modified
+        except (OSError, KeyFileError) as error:
+            _log.warning("keys unreadable", extra={"fields": {"detail": str(error)}})
+
+
+def audit(caller: Caller, action: str, **fields: object) -> None:
+    """The line of a write or an admin call; mask user ids (serving.logs.mask) before."""
+    _log.info("audit", extra={"fields": {"action": action, "key": caller.key or "anonymous", "address": caller.address,
+                                         **fields}})
+
+
+def _may(roles: frozenset[str], role: str) -> bool:
+    return role in roles or "admin" in roles
+
+
+def _unknown(detail: str) -> ProblemError:
+    return ProblemError(401, detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _refuse_foreign_pages(headers: Headers) -> None:
+    """A server without keys listens on this machine only: but a page of the web that its user looks at could reach it."""
+    host = urlsplit(f"//{headers.get('host', '')}")
+    origin = headers.get("origin")
+    try:
+        mine = host.hostname in LOOPBACK
+    except ValueError:
+        mine = False
+    if not mine:
+        raise ProblemError(403, "a server without keys answers to localhost only")
+    if origin is not None and urlsplit(origin).netloc != host.netloc:
+        raise ProblemError(403, "a server without keys takes no requests of other pages")

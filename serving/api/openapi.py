@@ -1,0 +1,66 @@
+"""The description at /openapi.json: shapes are msgspec structs, referenced by name; ``operation`` describes one route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from serving.api.problems import CONTENT_TYPE, TITLES
+from serving.responses import Problem
+
+_REF = "#/components/schemas/{name}"
+
+
+def ref(shape: type) -> dict[str, str]:
+    """The schema of a struct that a module names in SCHEMAS."""
+    return {"$ref": _REF.format(name=shape.__name__)}
+
+
+def responses(ok: type | None = None, *problems: int, status: int = 200, description: str = "done") -> dict[int | str, Any]:
+    """``responses=`` of a route: its answer and the problems it may have."""
+    said: dict[int | str, Any] = {status: {"description": description}}
+    if ok is not None:
+        said[status]["content"] = {"application/json": {"schema": ref(ok)}}
+    for problem in problems:
+        said[problem] = {"description": TITLES[problem], "content": {CONTENT_TYPE: {"schema": ref(Problem)}}}
+        if problem in (429, 503):
+            said[problem]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+    return said
+
+
+def body(shape: type, description: str = "") -> dict[str, Any]:
+    """``openapi_extra=`` of a route that reads its body itself."""
+    return {"requestBody": {"required": True, "description": description,
+                            "content": {"application/json": {"schema": ref(shape)}}}}
+
+
+def describe(app: FastAPI, shapes: Iterable[type], description: str) -> None:
+    """Makes /openapi.json: FastAPI's document with our schemas in place of its own."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, description=description, routes=app.routes)
+            _, schemas = msgspec.json.schema_components(list(dict.fromkeys((Problem, *shapes))), ref_template=_REF)
+            components = document.setdefault("components", {})
+            components["schemas"] = schemas
+            components["securitySchemes"] = {"key": {
+                "type": "http", "scheme": "bearer", "description": "a key of 'beamrec keys add'; its roles say what it may do"}}
+            _drop_unused_422(document)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _drop_unused_422(document: dict[str, Any]) -> None:
+    """FastAPI adds its own 422 where a route has parameters; ours are problem details."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            found = operation.get("responses", {}).get("422")
+            if found and "application/json" in found.get("content", {}):
+                operation["responses"]["422"] = {"description": TITLES[422],
+                                                 "content": {CONTENT_TYPE: {"schema": ref(Problem)}}}
