@@ -32,7 +32,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
-    package_data={"schemas.avro": ["*.avsc"], "serving.clients": ["*.js"]},
+    package_data={"schemas.avro": ["*.avsc"], "serving.clients": ["*.js"], "serving.page": ["*.html", "*.css", "*.js", "*.svg"]},
     install_requires=["numpy>=2.3", "pyarrow>=21", "xxhash>=3.6", "msgspec>=0.20", "rich>=14", "numba>=0.63"],
     extras_require={"batch": BATCH, "stream": STREAM, "train": TRAIN, "serve": SERVE, "bigtable": BIGTABLE, "dev": DEV,
                     "all": [*TRAIN, *STREAM, *SERVE, *BIGTABLE]},
