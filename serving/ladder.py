@@ -1,0 +1,251 @@
+"""Where a list comes from when something is missing: tiers, best first, each with a deadline. Some tier always answers.
+
+  list              the user's list of the version chosen
+  expired_list      that list past its expires_at, where no new one could be made at once; marked stale
+  previous_list     the user's list of the version before
+  on_demand         made now from the user's history; kept, and written back as a list of that version
+  segment_popular   popular among users of the same segment
+  popular           popular among everybody
+  popular_in_memory the same, because the store could not be read
+
+Every read is guarded by the breaker of its dependency: while that is open the tier is skipped at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from models.inference.bundle import EVERYBODY, Bundle
+from schemas.cells import CellError, RankedList, decode_recs
+from schemas.keys import list_key
+from serving.breaker import Breaker, State
+from serving.bundles import Bundles
+from serving.made_lists import Budget, ListStore, MadeLists
+from serving.ranking.model import Ask, Candidates, Signals, Tier
+from serving.stores.base import Active, Cell, StoreError
+from serving.versions import Choice
+
+ANYONE = ""
+"""User id under which the recommend job writes the popular list."""
+POPULAR_SECONDS = 60
+"""A popular list says of itself that it is good for so long."""
+
+
+class NothingPublishedError(RuntimeError):
+    """No version was ever published, or none can be read and nothing is in memory."""
+
+
+class LadderStore(ListStore, Protocol):
+    """What the ladder needs of a serving.stores.aio.AsyncStore."""
+
+    async def read_lists(self, rows: Sequence[str], version: str, timeout: float | None = None) -> list[Cell | None]:
+        """See Store.read_lists."""
+        ...
+
+
+@dataclass(frozen=True)
+class Breakers:
+    """One per dependency of a request."""
+
+    lists: Breaker
+    features: Breaker
+    index: Breaker
+
+    @classmethod
+    def make(cls, on_change: Callable[[str, State], None] | None = None) -> Breakers:
+        """Closed ones."""
+        return cls(*(Breaker(name, on_change=on_change) for name in ("lists", "features", "index")))
+
+    def __iter__(self) -> Iterator[Breaker]:
+        return iter((self.lists, self.features, self.index))
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds that a tier may take; what is late is done without."""
+
+    list: float = 0.025
+    previous: float = 0.015
+    on_demand: float = 0.05
+
+
+@dataclass(frozen=True)
+class Found:
+    """The user's own list: None where there is none; ``lost`` where the store could not say."""
+
+    recs: RankedList | None
+    lost: bool
+
+
+Make = Callable[[Ask, Signals, Bundle, int], RankedList | None]
+"""Makes a list at a request (``now`` in microseconds); None where nothing is known that one could be made from."""
+
+
+@dataclass
+class Counts:
+    """What the ladder could not use, for metrics."""
+
+    unreadable_lists: int = 0
+    on_demand_refused: int = 0
+
+
+class Ladder:
+    """Finds candidates. One per worker, in its event loop.
+
+    Args:
+      bundles: of the versions that are served.
+      breakers: ``lists`` guards the store's lists, ``index`` what is made on demand.
+      make: makes lists on demand.
+      budget: of time for that.
+    """
+
+    def __init__(self, store: LadderStore, bundles: Bundles, breakers: Breakers, make: Make,
+                 budget: Budget | None = None) -> None:
+        self._store, self._bundles, self._breakers, self._make = store, bundles, breakers, make
+        self._budget = budget or Budget()
+        self.made = MadeLists(store)
+        self.counts = Counts()
+        self._popular: dict[tuple[str, str], RankedList] = {}  # by surface and version, of versions without a bundle
+        self._bundled: dict[tuple[str, str], RankedList] = {}  # by version and segment
+
+    async def own(self, user_id: str, surface: str, version: str, seconds: float) -> Found:
+        """The user's list of a version."""
+        if not user_id:
+            return Found(None, self._breakers.lists.state == "open")
+        breaker = self._breakers.lists
+        if not breaker.allows():
+            return Found(None, True)
+        try:
+            cell = (await self._store.read_lists([list_key(user_id, surface)], version, timeout=seconds))[0]
+        except StoreError:
+            breaker.failed()
+            return Found(None, True)
+        breaker.ok()
+        if cell is None:
+            return Found(None, False)
+        try:
+            return Found(decode_recs(cell.value), False)
+        except CellError:
+            self.counts.unreadable_lists += 1
+            return Found(None, False)
+
+    async def find(self, ask: Ask, choice: Choice, found: Found, signals: Signals, now: int,
+                   deadlines: Deadlines) -> Candidates:
+        """The best candidates there are for a user; raises NothingPublishedError."""
+        recs, version = found.recs, choice.version
+        if recs is not None and len(recs.item_ids) and recs.expires_at > now:
+            return Candidates(recs, version, "list", True)
+        if recs is not None and len(recs.item_ids):
+            made = self._on_demand(ask, choice, found, signals, now, deadlines)
+            return Candidates(made or recs, version, "on_demand" if made else "expired_list", True)
+        if not found.lost and choice.fallback is not None and ask.user_id:
+            before = (await self.own(ask.user_id, choice.surface, choice.fallback, deadlines.previous)).recs
+            if before is not None and len(before.item_ids) and before.expires_at > now:
+                return Candidates(before, choice.fallback, "previous_list", True)
+        made = self._on_demand(ask, choice, found, signals, now, deadlines)
+        if made is not None:
+            return Candidates(made, version, "on_demand", True)
+        return self.popular(choice, None if signals.missing else signals.segment, found.lost, now)
+
+    def popular(self, choice: Choice, segment: str | None, lost: bool, now: int) -> Candidates:
+        """What is popular in a segment, or with everybody; raises NothingPublishedError when not even that is known."""
+        bundle = self._bundles.get(choice.version)
+        tier: Tier = "popular_in_memory" if lost else "popular"
+        if bundle is None:
+            kept = self._popular.get((choice.surface, choice.version))
+            if kept is None:
+                raise NothingPublishedError("the lists of the version that is published cannot be read")
+            return Candidates(kept, choice.version, tier, False)
+        if segment is None or segment not in bundle.manifest.segments:
+            segment = EVERYBODY
+        elif not lost:
+            tier = "segment_popular"
+        return Candidates(self._listed(bundle, segment, now), choice.version, tier, False)
+
+    def _listed(self, bundle: Bundle, segment: str, now: int) -> RankedList:
+        """A popular list of a bundle, made once in a while."""
+        recs = self._bundled.get((bundle.version, segment))
+        if recs is None or recs.expires_at - now < POPULAR_SECONDS * 500_000:
+            if len(self._bundled) >= 64:
+                self._bundled.clear()
+            recs = self._bundled[bundle.version, segment] = popular_list(bundle, segment, now)
+        return recs
+
+    async def keep_popular(self, surface: str, active: Active) -> None:
+        """Reads the popular lists of versions that have no bundle, so that they are there when the store is not."""
+        wanted = {(surface, v) for v in (active.champion, active.challenger, active.previous) if v is not None}
+        for key in [k for k in self._popular if k[0] == surface and k not in wanted]:
+            del self._popular[key]
+        for key in wanted - set(self._popular):
+            if self._bundles.get(key[1]) is None:
+                found = await self._anyone(*key)
+                if found is not None:
+                    self._popular[key] = found
+
+    async def _anyone(self, surface: str, version: str) -> RankedList | None:
+        try:
+            cell = (await self._store.read_lists([list_key(ANYONE, surface)], version))[0]
+            return decode_recs(cell.value) if cell is not None else None
+        except (StoreError, CellError):
+            return None
+
+    def _on_demand(self, ask: Ask, choice: Choice, found: Found, signals: Signals, now: int,
+                   deadlines: Deadlines) -> RankedList | None:
+        if not ask.user_id:
+            return None
+        kept = self.made.get(choice.version, choice.surface, ask.user_id, now)
+        if kept is not None:
+            return kept
+        bundle = self._bundles.get(choice.version)
+        if bundle is None or signals.missing:
+            return None
+        recs = self.make(ask, signals, bundle, now, deadlines.on_demand)
+        if recs is None or not len(recs.item_ids):
+            return None
+        self.made.put(choice.version, choice.surface, ask.user_id, recs, write=not found.lost)
+        return recs
+
+    def make(self, ask: Ask, signals: Signals, bundle: Bundle, now: int, seconds: float) -> RankedList | None:
+        """A list made now, guarded by the index's breaker and the budget; None where that cannot be."""
+        if not self._budget.allows():
+            self.counts.on_demand_refused += 1
+            return None
+        if not self._breakers.index.allows():
+            return None
+        started = time.perf_counter()
+        try:
+            recs = self._make(ask, signals, bundle, now)
+        except (OSError, ValueError, RuntimeError, MemoryError):  # the index is broken; lists made ahead are not
+            self._breakers.index.failed()
+            return None
+        took = time.perf_counter() - started
+        self._budget.spent(took)
+        if took > seconds:
+            self._breakers.index.failed()
+        else:
+            self._breakers.index.ok()
+        return recs
+
+
+def popular_list(bundle: Bundle, segment: str, now: int) -> RankedList:
+    """The popular list of a segment as a ranked list."""
+    positions, scores = bundle.popular(segment)
+    n = len(positions)
+    return RankedList(bundle.ids(positions), np.asarray(scores, np.float32), ["popular"] * n, ["popular"] * n, [""] * n,
+                      bundle.manifest.model_version, min(now, bundle.manifest.as_of), now + POPULAR_SECONDS * 1_000_000)
+
+
+def more_popular(bundle: Bundle, recs: RankedList, count: int, now: int) -> RankedList:
+    """A list and, behind it, the ``count`` most popular active items that it does not hold."""
+    there = set(recs.item_ids)
+    positions = bundle.by_popularity[: count + len(there)]
+    more = [i for i in bundle.ids(positions) if i not in there][:count]
+    n, least = len(more), float(np.min(recs.scores)) if len(recs.scores) else 0.0
+    scores = np.concatenate([recs.scores, least - 1e-3 * np.arange(1, n + 1, dtype=np.float32)]).astype(np.float32)
+    return RankedList([*recs.item_ids, *more], scores, [*recs.sources, *["popular"] * n], [*recs.reasons, *["popular"] * n],
+                      [*recs.source_item_ids, *[""] * n], recs.model_version, recs.generated_at, recs.expires_at)
