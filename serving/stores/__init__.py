@@ -38,11 +38,11 @@ def open_store(uri: str, create: bool = True, patient: bool | None = None) -> St
 
 def _open_bigtable(uri: str, create: bool, patient: bool) -> Store:
     try:
-        from serving.stores.bigtable import BigtableStore, parse_uri  # seconds of Google's modules
+        from serving.stores.bigtable import BigtableStore, Layout  # seconds of Google's modules
     except ImportError as error:
         raise StoreUriError(f"{uri} needs Bigtable's client: pip install 'beamrec[bigtable]'") from error
     try:
-        parse_uri(uri)
+        Layout.of(uri)
     except StoreError as error:
         raise StoreUriError(str(error)) from error
     return BigtableStore(uri, create, patient)

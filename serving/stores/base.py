@@ -28,6 +28,10 @@ class StoreError(RuntimeError):
     """The store refused or could not finish a call; repeating the call is safe."""
 
 
+class DeadlineError(StoreError):
+    """A call took longer than it was given."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A packed value (schemas.cells) and its timestamp in microseconds."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import grpc.aio
 from google.cloud.bigtable_admin_v2.types import bigtable_table_admin as admin_types
 from google.cloud.bigtable_v2.types import bigtable as types
 from google.protobuf.empty_pb2 import Empty
@@ -23,7 +24,7 @@ EMULATOR = "BIGTABLE_EMULATOR_HOST"
 MAX_MESSAGE = 256 * 1024 * 1024
 ATTEMPT_SECONDS = 20.0
 _SCOPES = ("https://www.googleapis.com/auth/bigtable.data", "https://www.googleapis.com/auth/bigtable.admin.table")
-_OPTIONS = [("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE),
+OPTIONS = [("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE),
             ("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
 _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED,
             grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -41,6 +42,19 @@ MutateRowsRequest = _message(types.MutateRowsRequest)
 CheckAndMutateRowRequest = _message(types.CheckAndMutateRowRequest)
 CreateTableRequest = _message(admin_types.CreateTableRequest)
 GetTableRequest = _message(admin_types.GetTableRequest)
+
+
+class Calls:
+    """The data calls on a channel, of grpc or of grpc.aio."""
+
+    def __init__(self, channel: Any) -> None:
+        data = "/google.bigtable.v2.Bigtable/"
+        self.read = channel.unary_stream(f"{data}ReadRows", ReadRowsRequest.SerializeToString,
+                                         _message(types.ReadRowsResponse).FromString)
+        self.mutate = channel.unary_stream(f"{data}MutateRows", MutateRowsRequest.SerializeToString,
+                                           _message(types.MutateRowsResponse).FromString)
+        self.check = channel.unary_unary(f"{data}CheckAndMutateRow", CheckAndMutateRowRequest.SerializeToString,
+                                         _message(types.CheckAndMutateRowResponse).FromString)
 
 
 @dataclass(frozen=True)
@@ -88,15 +102,10 @@ class Rpc:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         host = os.environ.get(EMULATOR)
-        self._data = grpc.insecure_channel(host, options=_OPTIONS) if host else _google("bigtable")
+        self._data = grpc.insecure_channel(host, options=OPTIONS) if host else _google("bigtable")
         self._admin = self._data if host else _google("bigtableadmin")
-        data, tables = "/google.bigtable.v2.Bigtable/", "/google.bigtable.admin.v2.BigtableTableAdmin/"
-        self._read = self._data.unary_stream(f"{data}ReadRows", ReadRowsRequest.SerializeToString,
-                                             _message(types.ReadRowsResponse).FromString)
-        self._mutate = self._data.unary_stream(f"{data}MutateRows", MutateRowsRequest.SerializeToString,
-                                               _message(types.MutateRowsResponse).FromString)
-        self._check = self._data.unary_unary(f"{data}CheckAndMutateRow", CheckAndMutateRowRequest.SerializeToString,
-                                             _message(types.CheckAndMutateRowResponse).FromString)
+        self.calls = Calls(self._data)
+        tables = "/google.bigtable.admin.v2.BigtableTableAdmin/"
         self._create = self._admin.unary_unary(f"{tables}CreateTable", CreateTableRequest.SerializeToString, Empty.FromString)
         self._get = self._admin.unary_unary(f"{tables}GetTable", GetTableRequest.SerializeToString, Empty.FromString)
 
@@ -110,14 +119,14 @@ class Rpc:
         backoff, last = Backoff(self.seconds), b""
         while True:
             try:
-                for row in _rows(self._read(request, timeout=min(ATTEMPT_SECONDS, max(0.001, backoff.left)))):
+                for row in rows_of(self.calls.read(request, timeout=min(ATTEMPT_SECONDS, max(0.001, backoff.left)))):
                     last = row.key
                     backoff = Backoff(self.seconds)
                     yield row
                 return
             except grpc.RpcError as error:
                 if not (passing(error) and backoff.wait()):
-                    raise _failed("read", error) from error
+                    raise failed("read", error) from error
                 if last and not _go_on_behind(request, last):
                     return
 
@@ -128,11 +137,11 @@ class Rpc:
     def check_and_mutate(self, request: Any) -> bool:
         """Whether the predicate matched. Not repeated here: what a lost answer means only the caller knows."""
         try:
-            return bool(self._check(request, timeout=min(ATTEMPT_SECONDS, self.seconds)).predicate_matched)
+            return bool(self.calls.check(request, timeout=min(ATTEMPT_SECONDS, self.seconds)).predicate_matched)
         except grpc.RpcError as error:
             if passing(error):
                 raise
-            raise _failed("flip", error) from error
+            raise failed("flip", error) from error
 
     def has_table(self, name: str) -> bool:
         """Whether a table is there."""
@@ -152,7 +161,7 @@ class Rpc:
                 if error.code() == code:
                     return False
                 if not (passing(error) and backoff.wait()):
-                    raise _failed("look at the tables", error) from error
+                    raise failed("look at the tables", error) from error
 
 
 class Pending:
@@ -164,7 +173,7 @@ class Pending:
         self._call = self._start()
 
     def _start(self) -> Any:
-        return self._rpc._mutate(self._request, timeout=min(ATTEMPT_SECONDS, max(0.001, self._backoff.left)))
+        return self._rpc.calls.mutate(self._request, timeout=min(ATTEMPT_SECONDS, max(0.001, self._backoff.left)))
 
     def finish(self) -> None:
         """Waits for every row; those that failed for a while are sent again, alone.
@@ -186,21 +195,42 @@ class Pending:
 
     def _outcome(self) -> tuple[list[int], str | None]:
         """Indices of the rows not taken, and the reason where it is not a passing one."""
-        left, reason = set(range(len(self._request.entries))), None
+        taken = Taken(len(self._request.entries))
         try:
             for answer in self._call:
-                for entry in answer.entries:
-                    if entry.status.code == 0:
-                        left.discard(entry.index)
-                    elif entry.status.code not in _PASSING_CODES:
-                        reason = entry.status.message or f"code {entry.status.code}"
+                taken.add(answer)
         except grpc.RpcError as error:
-            if not passing(error):
-                reason = _words(error)
-        return sorted(left), reason
+            taken.broke(error)
+        return sorted(taken.left), taken.reason
 
 
-def _rows(answers: Any) -> Iterator[Row]:
+class Taken:
+    """What became of the rows of a MutateRows request.
+
+    Attributes:
+      left: indices of the rows that are not written.
+      reason: why one of them never will be; None while trying again may help.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.left = set(range(rows))
+        self.reason: str | None = None
+
+    def add(self, answer: Any) -> None:
+        """Takes one message of the answer."""
+        for entry in answer.entries:
+            if entry.status.code == 0:
+                self.left.discard(entry.index)
+            elif entry.status.code not in _PASSING_CODES:
+                self.reason = entry.status.message or f"code {entry.status.code}"
+
+    def broke(self, error: grpc.RpcError) -> None:
+        """The call failed before it answered for every row."""
+        if not passing(error):
+            self.reason = _words(error)
+
+
+def rows_of(answers: Any) -> Iterator[Row]:
     """Chunks of a ReadRows stream put together; a row counts once it is committed."""
     key, family, qualifier = b"", "", b""
     cells: list[tuple[str, bytes, int, bytes]] = []
@@ -241,18 +271,34 @@ def _go_on_behind(request: Any, last: bytes) -> bool:
 
 
 def _google(service: str) -> grpc.Channel:
-    import google.auth
     from google.api_core import grpc_helpers
 
+    return grpc_helpers.create_channel(f"{service}.googleapis.com:443", credentials=_credentials(), scopes=_SCOPES,
+                                       options=OPTIONS)
+
+
+def _credentials() -> Any:
+    import google.auth
+
     try:
-        credentials, _ = google.auth.default(scopes=_SCOPES)
+        return google.auth.default(scopes=_SCOPES)[0]
     except google.auth.exceptions.DefaultCredentialsError as error:
         raise StoreError(f"no Google credentials for Bigtable ({error}); for the emulator set {EMULATOR}") from error
-    return grpc_helpers.create_channel(f"{service}.googleapis.com:443", credentials=credentials, scopes=_SCOPES,
-                                       options=_OPTIONS)
 
 
-def _failed(what: str, error: grpc.RpcError) -> StoreError:
+def async_channel(options: Sequence[tuple[str, int]]) -> Any:
+    """A channel of grpc.aio for the data calls, in the running loop."""
+    host, options = os.environ.get(EMULATOR), [*OPTIONS, *options]
+    if host:
+        return grpc.aio.insecure_channel(host, options=options)
+    from google.api_core import grpc_helpers_async
+
+    return grpc_helpers_async.create_channel("bigtable.googleapis.com:443", credentials=_credentials(), scopes=_SCOPES,
+                                             options=options)
+
+
+def failed(what: str, error: grpc.RpcError) -> StoreError:
+    """What to raise for a call that failed for good."""
     return StoreError(f"Bigtable could not {what}: {_words(error)}")
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import operator
 import os
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from serving.stores.base import ANY, MAX_PREFIX_CELLS, Active, Cell, Family, FeatureWrite, ListWrite, StoreError
+from serving.stores.base import ANY, MAX_PREFIX_CELLS, Active, Cell, DeadlineError, Family, FeatureWrite, ListWrite, StoreError
 
 LAYOUT = 1
 """Layout of the file (PRAGMA user_version); another one is refused."""
@@ -23,6 +25,8 @@ CHUNK_ROWS = 20_000
 """Rows per transaction: long enough to amortise the commit, short enough for other writers to get their turn."""
 PAGE_ROWS = 2_000
 READ_KEYS = 512
+LOOK_STEPS = 2_000
+"""Steps of SQLite's machine, some tens of microseconds, between two looks at the clock."""
 BUSY_SECONDS = {True: 60.0, False: 1.0}
 """How long a call waits for a lock, by ``patient``: jobs wait for other writers, a server rather answers from memory."""
 
@@ -56,9 +60,15 @@ _PUT_FEATURES = {(family, many): f'INSERT INTO features_{family} VALUES {", ".jo
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that can be weakly referenced: those of ended threads close by themselves."""
+    """A connection that can be weakly referenced: those of ended threads close by themselves.
+
+    Attributes:
+      inode: of the file that it opened.
+      until: one number, the time (of time.monotonic()) at which a statement is given up.
+    """
 
     inode: int
+    until: list[float]
 
 
 class SqliteStore:
@@ -123,7 +133,8 @@ class SqliteStore:
                 raise StoreError(f"{self.path} has store layout {layout}; this beamrec reads {LAYOUT}")
         except sqlite3.Error as error:
             raise StoreError(f"cannot open {self.path}: {error}") from error
-        connection.inode = _inode(self.path)
+        connection.inode, connection.until = _inode(self.path), [math.inf]
+        connection.set_progress_handler(functools.partial(_is_late, connection.until), LOOK_STEPS)
         return connection
 
     @staticmethod
@@ -157,13 +168,21 @@ class SqliteStore:
                 raise
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: {error}") from error
+            raise self._failed(error) from error
 
     def _read(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple]:
         try:
             return self._connection().execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: {error}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.Error) -> StoreError:
+        late = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT
+        return DeadlineError(f"{self.path}: out of time") if late else StoreError(f"{self.path}: {error}")
+
+    def limit(self, until: float = math.inf) -> None:
+        """Calls of this thread that are not done at a time (of time.monotonic()) raise DeadlineError."""
+        self._connection().until[0] = until
 
     def read_features(self, rows: Sequence[str], family: Family, groups: Sequence[str]) -> list[dict[str, Cell]]:
         """See Store."""
@@ -181,12 +200,23 @@ class SqliteStore:
             self._read_prefixes(found, table, [g[:-1] for g in groups if g.endswith(ANY)])
         return [found[row] for row in rows]
 
+    def read_row(self, row: str, wanted: Mapping[Family, Sequence[str]]) -> dict[Family, dict[str, Cell]]:
+        """Cells of one row in several families, as read_features has them: one short statement a family."""
+        found: dict[Family, dict[str, Cell]] = {}
+        for family, groups in wanted.items():
+            sql, names, prefixes = _row_statement(family, tuple(groups))
+            keys = [row, *names]
+            for prefix in prefixes:
+                keys += row, prefix, prefix + _LAST
+            found[family] = {group: Cell(value, timestamp) for group, value, timestamp in self._read(sql, keys)}
+        return found
+
     def _read_prefixes(self, found: dict[str, dict[str, Cell]], table: str, prefixes: list[str]) -> None:
         """Adds to ``found`` the newest cells whose group begins with a prefix: one range of the key per row."""
         sql = (f'SELECT "group", value, timestamp FROM {table} WHERE "row" = ? AND "group" >= ? AND "group" < ?'
                f" ORDER BY timestamp DESC, \"group\" LIMIT {MAX_PREFIX_CELLS}")
         for prefix in prefixes:
-            after = prefix + "\U0010ffff"  # no other character sorts after it, neither here nor in UTF-8
+            after = prefix + _LAST
             for row, cells in found.items():
                 for group, value, timestamp in self._read(sql, (row, prefix, after)):
                     cells[group] = Cell(value, timestamp)
@@ -307,7 +337,27 @@ class SqliteStore:
             self._open = weakref.WeakSet()
 
 
+_LAST = "\U0010ffff"
+"""No other character sorts after it, neither here nor in UTF-8."""
+
+
+@functools.lru_cache(maxsize=256)
+def _row_statement(family: str, groups: tuple[str, ...]) -> tuple[str, list[str], list[str]]:
+    """The statement that reads groups of one row, the names and the prefixes among them."""
+    table, columns = _table(family), '"group", value, timestamp'
+    names = [g for g in dict.fromkeys(groups) if not g.endswith(ANY)]
+    prefixes = [g[:-1] for g in dict.fromkeys(groups) if g.endswith(ANY)]
+    parts = [f'SELECT {columns} FROM {table} WHERE "row" = ? AND "group" IN ({_marks(len(names))})']
+    parts += [f'SELECT * FROM (SELECT {columns} FROM {table} WHERE "row" = ? AND "group" >= ? AND "group" < ?'
+              f' ORDER BY timestamp DESC, "group" LIMIT {MAX_PREFIX_CELLS})'] * len(prefixes)
+    return " UNION ALL ".join(parts), names, prefixes
+
+
 _GET_ACTIVE = "SELECT champion, challenger, percent, previous FROM active WHERE surface = ?"
+
+
+def _is_late(until: list[float]) -> bool:
+    return time.monotonic() > until[0]
 
 
 def _inode(path: Path) -> int:

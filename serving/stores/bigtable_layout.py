@@ -1,0 +1,199 @@
+"""How a store lies in Bigtable: tables and families (docs/store.md), and the requests and filters that read and write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+from urllib.parse import parse_qsl
+
+from google.cloud.bigtable_v2.types import data as data_types
+
+from serving.stores.base import ANY, MAX_PREFIX_CELLS, Active, Cell, Family, ListWrite, StoreError
+from serving.stores.bigtable_rpc import CheckAndMutateRowRequest, MutateRowsRequest, ReadRowsRequest, Row
+
+FAMILIES: tuple[str, ...] = get_args(Family)
+LISTS, POINTER, KNOWN = "lists", "pointer", "versions"
+TABLES: dict[str, tuple[str, ...]] = {"features": FAMILIES, "recommendations": (LISTS,), "active": (POINTER, KNOWN)}
+"""Tables and their families. In each the newest cell of a column counts; older ones are garbage."""
+
+CHUNK_ROWS = 1_000
+CHUNK_BYTES = 4 << 20
+READ_KEYS = 1_000
+
+SURFACE = "surface#"
+VERSIONS = "versions"
+_COLUMN = b"active"
+Filter = type(data_types.RowFilter.pb(data_types.RowFilter()))
+Mutation = type(data_types.Mutation.pb(data_types.Mutation()))
+RawCell = tuple[str, str, bytes, int, bytes]
+"""row, family, qualifier, timestamp, value."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a store lies in Bigtable, and its requests.
+
+    Attributes:
+      instance: ``projects/P/instances/I``.
+      prefix: before the tables' names; profile: the application profile, "" for the default.
+    """
+
+    instance: str
+    prefix: str = ""
+    profile: str = ""
+
+    @classmethod
+    def of(cls, uri: str) -> Layout:
+        """Of a store URI; raises StoreError."""
+        instance, options = parse_uri(uri)
+        return cls(instance, options.get("prefix", ""), options.get("app_profile", ""))
+
+    def table(self, name: str) -> str:
+        """The full name of a table."""
+        return f"{self.instance}/tables/{self.prefix}{name}"
+
+    def read(self, table: str, *filters: Any) -> Any:
+        """A read of the newest cells that pass the filters; the caller adds the rows."""
+        chain = Filter(chain=Filter.Chain(filters=[*filters, Filter(cells_per_column_limit_filter=1)]))
+        return ReadRowsRequest(table_name=self.table(table), app_profile_id=self.profile, filter=chain)
+
+    def mutate(self, table: str, rows: Mapping[str, Sequence[Any]]) -> Any:
+        """A bulk write of mutations by row."""
+        request = MutateRowsRequest(table_name=self.table(table), app_profile_id=self.profile)
+        for row, mutations in rows.items():
+            request.entries.add(row_key=row.encode(), mutations=mutations)
+        return request
+
+    def flip(self, surface: str, expected: Active | None, new: Active) -> Any:
+        """The CheckAndMutate of a flip: it is done where the predicate's outcome equals ``bool(expected)``."""
+        exactly = Filter(value_range_filter=data_types.ValueRange.pb(data_types.ValueRange(
+            start_value_closed=_bytes_of(expected), end_value_closed=_bytes_of(expected)))) if expected else None
+        seen = [in_family(POINTER), named([_COLUMN.decode()]), Filter(cells_per_column_limit_filter=1)]
+        # The column is emptied too: a cell with an older timestamp than the one there would change nothing.
+        write = [delete_column(POINTER, _COLUMN), set_cell(POINTER, _COLUMN, 0, _bytes_of(new))]
+        return CheckAndMutateRowRequest(
+            table_name=self.table("active"), app_profile_id=self.profile, row_key=surface_row(surface).encode(),
+            predicate_filter=Filter(chain=Filter.Chain(filters=[*seen, *([exactly] if exactly else [])])),
+            **{"true_mutations" if expected else "false_mutations": write})
+
+
+def parse_uri(uri: str) -> tuple[str, dict[str, str]]:
+    """(``projects/P/instances/I``, options) of ``bigtable://P/I?prefix=x_&app_profile=y``; raises StoreError."""
+    place, _, query = uri.removeprefix("bigtable://").partition("?")
+    project, _, instance = place.partition("/")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if not uri.startswith("bigtable://") or not project or not instance or "/" in instance:
+        raise StoreError(f"--store {uri!r} is not bigtable://PROJECT/INSTANCE")
+    if unknown := set(options) - {"prefix", "app_profile"}:
+        raise StoreError(f"--store {uri!r}: no option {', '.join(sorted(unknown))}; there are prefix and app_profile")
+    return f"projects/{project}/instances/{instance}", options
+
+
+def surface_row(surface: str) -> str:
+    """The row of a surface's pointer."""
+    return SURFACE + surface
+
+
+def registration(version: str) -> RawCell:
+    """The cell of ``active`` that makes a version known."""
+    return VERSIONS, KNOWN, version.encode(), 0, b""
+
+
+def list_cell(write: ListWrite) -> RawCell:
+    """A ranked list as a cell."""
+    return write.row, LISTS, write.version.encode(), write.cell.timestamp, write.cell.value
+
+
+def set_cell(family: str, qualifier: bytes, timestamp: int, value: bytes) -> Any:
+    """The mutation that writes a cell."""
+    return Mutation(set_cell=Mutation.SetCell(family_name=family, column_qualifier=qualifier, timestamp_micros=timestamp,
+                                                value=value))
+
+
+def delete_column(family: str, qualifier: bytes) -> Any:
+    """The mutation that empties a column."""
+    return Mutation(delete_from_column=Mutation.DeleteFromColumn(family_name=family, column_qualifier=qualifier))
+
+
+def mutations(table: str, cells: Iterable[RawCell]) -> dict[str, list[Any]]:
+    """Mutations by row that write cells; raises StoreError, ValueError on a cell that no store takes."""
+    rows: dict[str, list[Any]] = {}
+    for row, family, qualifier, timestamp, value in cells:
+        if timestamp % 1000:
+            raise StoreError("a timestamp is a multiple of 1000 microseconds")
+        if table == "features":
+            check_family(family)
+        rows.setdefault(row, []).append(set_cell(family, qualifier, timestamp, value))
+    return rows
+
+
+def check_family(family: str) -> None:
+    """Raises ValueError on a family that features do not have."""
+    if family not in FAMILIES:
+        raise ValueError(f"no family {family!r}; one of {', '.join(FAMILIES)}")
+
+
+def chunks(cells: Iterable[RawCell]) -> Iterator[list[RawCell]]:
+    """Cells in parts that fit into one request."""
+    part: list[RawCell] = []
+    size = 0
+    for cell in cells:
+        part.append(cell)
+        size += len(cell[4]) + 100
+        if len(part) == CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def key_parts(rows: Iterable[str]) -> Iterator[list[bytes]]:
+    """Row keys of reads, each once, in order, as many as one request takes."""
+    keys = sorted({row.encode() for row in rows})
+    for start in range(0, len(keys), READ_KEYS):
+        yield keys[start : start + READ_KEYS]
+
+
+def cells_of(row: Row) -> dict[str, Cell]:
+    """The cells of a row of one family, by group."""
+    return {qualifier.decode(): Cell(value, stamp) for _, qualifier, stamp, value in row.cells}
+
+
+def in_family(*names: str) -> Any:
+    """Cells of some families."""
+    return Filter(family_name_regex_filter="|".join(names))
+
+
+def named(groups: Iterable[str]) -> Any:
+    """Columns of these names, or that begin with those that end in ANY."""
+    patterns = [_escaped(g[:-1]) + b"\\C*" if g.endswith(ANY) else _escaped(g) for g in groups]
+    return Filter(column_qualifier_regex_filter=b"|".join(patterns))
+
+
+def _escaped(name: str) -> bytes:
+    """For RE2, byte by byte: a name is not UTF-8 to it."""
+    return b"".join(bytes([b]) if chr(b).isalnum() and b < 128 else b"\\x%02x" % b for b in name.encode())
+
+
+def capped(cells: dict[str, Cell], groups: Sequence[str]) -> dict[str, Cell]:
+    """The cells among ``groups``, of each prefix the newest MAX_PREFIX_CELLS."""
+    prefixes = [g[:-1] for g in groups if g.endswith(ANY)]
+    if not prefixes:
+        return cells
+    asked = set(groups)
+    kept = {group: cell for group, cell in cells.items() if group in asked}
+    for prefix in prefixes:
+        under = sorted((g for g in cells if g.startswith(prefix)), key=lambda g: (-cells[g].timestamp, g))
+        kept.update((g, cells[g]) for g in under[:MAX_PREFIX_CELLS])
+    return kept
+
+
+def _bytes_of(pointer: Active) -> bytes:
+    return json.dumps(asdict(pointer), sort_keys=True).encode()
+
+
+def pointer_of(row: Row) -> Active:
+    """The pointer in a row of ``active``."""
+    return Active(**json.loads(row.cells[0][3]))
