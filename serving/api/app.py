@@ -11,14 +11,14 @@ from types import ModuleType
 
 from fastapi import FastAPI, Request, Response
 
-from serving.api import events, recommendations, status
+from serving.api import events, page, recommendations, status, users
 from serving.api.openapi import describe
 from serving.api.problems import add_problems
 from serving.api.state import State
 from serving.logs import LOGGER
 from serving.settings import Settings
 
-AREAS: tuple[ModuleType, ...] = (recommendations, events, status)
+AREAS: tuple[ModuleType, ...] = (recommendations, events, status, users, page)
 """Modules of routes: each has ``router(state) -> APIRouter`` and SCHEMAS, the structs that its routes speak of."""
 _GARBAGE = 20_000
 """New objects between collections."""

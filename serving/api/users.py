@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, TypeVar
@@ -29,6 +30,7 @@ from serving.responses import reason_sentence, rfc3339
 from serving.stores import StoreUriError, open_store
 from serving.stores.base import Active, Store, StoreError
 from serving.versions import version_for
+from transforms.ingest import END_OF_TIME
 
 ANYONE = ""
 HOMEPAGE = "homepage"
@@ -146,9 +148,10 @@ class People:
         pulse = None
         if status is not None:
             age = status.age_s(now)
-            watermark = status.watermark if status.watermark is not None and status.watermark < now + 10**15 else None
-            pulse = StreamPulse(age <= STREAM_TTL, age, None if watermark is None else rfc3339(watermark))
-        return Profile(user_id, found.known, found.low_confidence, _segment(found.features), found.history, found.features, pulse)
+            mark = status.watermark if status.watermark is not None and status.watermark < END_OF_TIME else None  # it has ended
+            pulse = StreamPulse(age <= STREAM_TTL, age, None if mark is None else rfc3339(mark))
+        return Profile(user_id, found.known, found.low_confidence, _segment(found.features), found.history, found.features,
+                       pulse)
 
     def lists(self, user_id: str, surface: str, limit: int) -> StoredLists:
         """The stored lists of each version that is served, or was before."""
@@ -183,12 +186,13 @@ class People:
         for user_id in ids[: LOOKED_AT // 2]:
             found = read_user(store, self._catalogue, user_id, now, self._features)
             known.append(SampleUser(user_id, _segment(found.features), found.history[0].title if found.history else None))
-        turns: dict[str | None, int] = {}
-        order = []  # of each segment one, then of each another
+        seen: Counter[str | None] = Counter()
+        turns: list[int] = []
         for each in known:
-            turns[each.segment] = turns.get(each.segment, 0) + 1
-            order.append((turns[each.segment], len(order)))
-        return SampleUsers([known[place] for _, place in sorted(order)][:SAMPLE])
+            seen[each.segment] += 1
+            turns.append(seen[each.segment])
+        first = sorted(range(len(known)), key=turns.__getitem__)  # of each segment one, then of each another
+        return SampleUsers([known[place] for place in first[:SAMPLE]])
 
     def _list(self, store: Store, role: str, version: str, user_id: str, surface: str, limit: int) -> StoredList | None:
         own, popular = store.read_lists([list_key(user_id, surface), list_key(ANYONE, surface)], version)
@@ -199,8 +203,8 @@ class People:
         shown = range(min(limit, len(recs.item_ids)))
         wanted = [i for p in shown for i in (recs.item_ids[p], recs.source_item_ids[p]) if i]
         items = self._catalogue.items(store, wanted)
-        return StoredList(role, version, recs.model_version, rfc3339(recs.generated_at), rfc3339(recs.expires_at), own is not None,
-                          [_listed(recs, p, items) for p in shown])
+        return StoredList(role, version, recs.model_version, rfc3339(recs.generated_at), rfc3339(recs.expires_at),
+                          own is not None, [_listed(recs, p, items) for p in shown])
 
 
 def _listed(recs: RankedList, place: int, items: dict[str, CatalogueItem]) -> ListedItem:
@@ -234,6 +238,7 @@ def router(state: State) -> APIRouter:
         people.close()
 
     routes = APIRouter(tags=["users"], on_shutdown=[close])
+    reader = state.guard.needs("read")
 
     async def read(work: Callable[[], _T]) -> Response:
         try:
@@ -243,19 +248,20 @@ def router(state: State) -> APIRouter:
             people.close()
             raise unavailable("the store cannot be read now") from error
 
-    @routes.get("/v1/users/sample", summary="Some users of the active version", responses=responses(SampleUsers, 401, 403, 429, 503))
-    async def sample(_: Caller = state.guard.needs("read")) -> Response:
+    @routes.get("/v1/users/sample", summary="Some users of the active version",
+                responses=responses(SampleUsers, 401, 403, 429, 503))
+    async def sample(_: Caller = reader) -> Response:
         return await read(people.sample)
 
     @routes.get("/v1/users/{user_id:path}/profile", summary="What is known of a user",
                 responses=responses(Profile, 401, 403, 422, 429, 503))
-    async def profile(user_id: UserId, _: Caller = state.guard.needs("read")) -> Response:
+    async def profile(user_id: UserId, _: Caller = reader) -> Response:
         return await read(lambda: people.profile(user_id))
 
     @routes.get("/v1/users/{user_id:path}/lists", summary="A user's stored list of each version, to compare",
                 responses=responses(StoredLists, 401, 403, 422, 429, 503))
     async def lists(user_id: UserId, context: Surface = HOMEPAGE, limit: Limit = 20,
-                    _: Caller = state.guard.needs("read")) -> Response:
+                    _: Caller = reader) -> Response:
         return await read(lambda: people.lists(user_id, context, limit))
 
     return routes
