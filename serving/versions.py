@@ -27,7 +27,7 @@ GRAIN = 10_000
 
 def version_for(active: Active, user_id: str) -> str:
     """The version of a user: the challenger for ``percent`` of all users by hash, the champion for the rest."""
-    if active.challenger is not None and hash64(user_id) % GRAIN < active.percent * (GRAIN // 100):
+    if active.challenger is not None and hash64(user_id) % GRAIN < round(active.percent * GRAIN / 100):
         return active.challenger
     return active.champion
 

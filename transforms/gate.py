@@ -28,12 +28,14 @@ class Thresholds:
       full_lists: share of the lists that are as long as asked, or hold half of the active items.
       coverage: share of the active items (or of the places in all lists, when there are fewer) that stand in some list.
       recall: of retrieval, on sampled users.
+      canary: share of the known answers of the bundle's canary queries that its index finds.
     """
 
     users: float = 0.999
     full_lists: float = 0.95
     coverage: float = 0.005
     recall: float = 0.98
+    canary: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,27 @@ class ListStats:
     other_model: int
     broken: int
     distinct_items: int
+
+
+@dataclass(frozen=True)
+class BundleStats:
+    """What a version's bundle says of itself, and how its index answers.
+
+    Attributes:
+      model_version, index_version, embedding_version: of the lists' model, of the index, of the item vectors.
+      items: active ones.
+      canary_queries: with known answers; ``canary_recall`` is the share of these that the index finds.
+      trouble: why it cannot be opened, "" when it can.
+    """
+
+    version: str = ""
+    model_version: str = ""
+    index_version: str = ""
+    embedding_version: str = ""
+    items: int = 0
+    canary_queries: int = 0
+    canary_recall: float = 0.0
+    trouble: str = ""
 
 
 class ListScan:
@@ -102,6 +125,25 @@ def failures(stats: ListStats, expected: Expected, thresholds: Thresholds) -> li
         (stats.broken > 0, f"{stats.broken} lists cannot be read"),
         (expected.recall is not None and expected.recall < thresholds.recall,
          f"retrieval found {expected.recall or 0:.1%} of the true best items, wanted {thresholds.recall:.1%}"),
+    ]
+    return [sentence for wrong, sentence in checks if wrong]
+
+
+def bundle_failures(bundle: BundleStats, version: str, expected: Expected, thresholds: Thresholds) -> list[str]:
+    """Why a version must not be served for its bundle; empty when it may be."""
+    if bundle.trouble:
+        return [f"its bundle cannot be used: {bundle.trouble}"]
+    made = {"lists": expected.model_version, "bundle": bundle.model_version, "index": bundle.index_version,
+            "embeddings": bundle.embedding_version}
+    named = ", ".join(f"{part} of {model}" for part, model in made.items())
+    checks = [
+        (bundle.version != version, f"its bundle is of version {bundle.version}"),
+        (len(set(made.values())) > 1, f"its parts come from different models: {named}"),
+        (bundle.items != expected.items,
+         f"its bundle has {bundle.items} active items, its lists were made of {expected.items}"),
+        (bundle.canary_queries == 0, "its bundle has no canary queries"),
+        (bundle.canary_recall < thresholds.canary, f"its index finds {bundle.canary_recall:.1%} of the canary queries' known "
+                                                   f"answers, wanted {thresholds.canary:.1%}"),
     ]
     return [sentence for wrong, sentence in checks if wrong]
 

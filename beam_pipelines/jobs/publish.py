@@ -1,106 +1,103 @@
-"""Checks a shadow version and makes it active; returns to the version before."""
+"""Checks a shadow version, lists and bundle, and makes it active, for everybody or for a share of the users."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from beam_pipelines import crashpoints
 from beam_pipelines.errors import KeptPrevious, UserError
-from beam_pipelines.jobs.recommend import read_report
+from beam_pipelines.jobs.pointers import flip
+from beam_pipelines.jobs.recommend import RecommendReport, read_report
 from beam_pipelines.options import Config
 from beam_pipelines.progress import Stage
+from models.inference.bundle import Bundle, BundleError
+from models.inference.index import IndexFormatError
+from schemas.workspace import write_atomically
+from serving.pointer import PointerError, challenged, published
 from serving.stores import Store, StoreError, open_store
 from serving.stores.base import Active
-from transforms.gate import Expected, ListScan, ListStats, Thresholds, failures
+from serving.versions import versions_of
+from transforms.gate import BundleStats, Expected, ListScan, ListStats, Thresholds, bundle_failures, failures
 
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What ``run`` or ``rollback`` did.
+    """What ``run`` did.
 
     Attributes:
-      version: what is served now.
+      version: that was checked.
+      percent: of the users that see it: 100, or a challenger's share.
       previous: what a rollback would return to.
-      changed: False when the version was active already.
-      stats: of its lists; None after a rollback.
-      expired: old versions whose lists were deleted.
+      changed: False when it was served so already.
+      stats: of its lists.
+      bundle: of what serving loads with them.
+      expired: old versions whose lists and bundles were deleted.
     """
 
     version: str
     surface: str
+    percent: float
     previous: str | None
     changed: bool
-    stats: ListStats | None
+    stats: ListStats
+    bundle: BundleStats
     expired: tuple[str, ...]
     seconds: float
 
 
 def run(config: Config, version: str, surface: str = "homepage", thresholds: Thresholds | None = None,
-        keep: int = 3) -> PublishReport:
-    """Checks every list of a version and flips the surface to it; then deletes versions older than the newest ``keep``.
+        keep: int = 3, canary: float | None = None) -> PublishReport:
+    """Checks every list of a version and its bundle, and flips the surface to it; then deletes versions older than the
+    newest ``keep``.
 
     The flip is one compare-and-set: readers see the old version or the new, and of two publishers at once one loses.
 
+    Args:
+      canary: percentage of the users that are to see it as the challenger; None: everybody.
+
     Raises:
-      UserError: no complete version of that name, or of that surface.
+      UserError: no complete version of that name, or of that surface; a canary with nothing beside it.
       KeptPrevious: the gate found something wrong, or another publish came between; what was active still is.
     """
     started = time.monotonic()
     recommended = read_report(config, version)
     if recommended.surface != surface:
         raise UserError(f"version {version} holds lists of surface {recommended.surface}, not {surface}")
+    limits = thresholds or Thresholds()
     # One more list than users: the unknown user's.
     expected = Expected(recommended.users + 1, recommended.items, recommended.list_length,
                         recommended.model_version, recommended.recall)
     store = open_store(config.store)
     try:
+        active = store.active(surface)
+        try:
+            new = published(active, version) if canary is None else challenged(active, version, canary)
+        except PointerError as error:
+            raise UserError(f"{surface}: {error}") from error
         with Stage("publish: gate", total=expected.users, quiet=config.quiet) as stage:
             stats = _scan(store, version, expected, stage)
-        wrong = failures(stats, expected, thresholds or Thresholds())
-        active = store.active(surface)
-        served = f"still serving {active.champion}" if active else "nothing is served yet"
+            bundle = _bundle_stats(config, recommended)
+        wrong = [*failures(stats, expected, limits), *bundle_failures(bundle, version, expected, limits)]
+        if not (config.workspace.bundles / version).is_dir():
+            wrong = failures(stats, expected, limits)
         if wrong:
+            served = f"still serving {active.champion}" if active else "nothing is served yet"
             raise KeptPrevious(f"version {version} was not published, {served}: " + "; ".join(wrong))
-        changed = active is None or active.champion != version
+        _record(config, version, stats, bundle)
         crashpoints.reached("publish.gated")
-        if changed:
-            new = Active(version, active.challenger, active.percent, active.champion) if active else Active(version)
-            if not store.flip(surface, active, new):
-                raise KeptPrevious(f"version {version} was not published: another publish changed {surface} meanwhile")
-            active = new
-        assert active is not None
+        if new != active:
+            flip(store, surface, active, new, f"version {version} was not published")
         crashpoints.reached("publish.flipped")
-        expired = _expire(config, store, active, keep)
-        return PublishReport(version, surface, active.previous, changed, stats, expired, time.monotonic() - started)
-    finally:
-        store.close()
-
-
-def rollback(config: Config, surface: str = "homepage") -> PublishReport:
-    """Makes the previous version of a surface active again; the one left is not kept as previous, so that a second rollback
-    cannot return to it.
-
-    Raises:
-      UserError: nothing was published before the active version, or its lists are gone.
-      KeptPrevious: another publish came between.
-    """
-    started = time.monotonic()
-    store = open_store(config.store)
-    try:
-        active = store.active(surface)
-        if active is None:
-            raise UserError(f"nothing is published on {surface} yet")
-        if active.previous is None:
-            raise UserError(f"no version was active on {surface} before {active.champion}: nothing to roll back to")
-        if active.previous not in store.versions():
-            raise UserError(f"the lists of version {active.previous} are gone: publish another version instead")
-        if not store.flip(surface, active, replace(active, champion=active.previous, previous=None)):
-            raise KeptPrevious(f"nothing was rolled back: another publish changed {surface} meanwhile")
-        return PublishReport(active.previous, surface, None, True, None, (), time.monotonic() - started)
+        expired = _expire(config, store, surface, new, keep)
+        return PublishReport(version, surface, 100 if canary is None else canary, new.previous, new != active, stats, bundle,
+                             expired, time.monotonic() - started)
     finally:
         store.close()
 
@@ -114,17 +111,59 @@ def _scan(store: Store, version: str, expected: Expected, stage: Stage) -> ListS
     return scan.stats()
 
 
-def _expire(config: Config, store: Store, active: Active, keep: int) -> tuple[str, ...]:
-    """Drops versions older than the active one, but the newest ``keep - 1`` of them, and what a rollback needs."""
-    older = [v for v in store.versions() if v < active.champion]
-    stale = [v for v in older[: max(0, len(older) - (keep - 1))] if v not in (active.challenger, active.previous)]
+def _bundle_stats(config: Config, recommended: RecommendReport) -> BundleStats:
+    """What the gate wants to know of a version's bundle, by opening it as a server does."""
+    try:
+        bundle = Bundle.open(config.workspace.bundles / recommended.version)
+        found = bundle.manifest
+        recall, queries = bundle.canary_recall(), len(bundle.canary_answers)
+    except (BundleError, IndexFormatError, ValueError) as error:
+        return BundleStats(trouble=str(error))
+    return BundleStats(found.version, found.model_version, found.index_version, found.embedding_version,
+                       int(bundle.active.sum()), queries, recall)
+
+
+def _record(config: Config, version: str, stats: ListStats, bundle: BundleStats) -> None:
+    """Notes in the version's manifest that the gate let it through, so that it may be flipped to by its name alone."""
+    path = _manifest(config, version)
+    document = json.loads(path.read_bytes())
+    gate = {"checked_at": config.workspace.now(), "lists": asdict(stats), "bundle": asdict(bundle)}
+    write_atomically(path, json.dumps({**document, "gate": gate}, indent=1, sort_keys=True).encode())
+
+
+def _expire(config: Config, store: Store, surface: str, active: Active, keep: int) -> tuple[str, ...]:
+    """Drops the surface's versions older than the champion, but the newest ``keep - 1`` of them, and what a rollback needs;
+    and what is left of versions that were dropped half."""
+    there = store.versions()
+    older = [v for v in there if v < active.champion and _surface_of(config, v) in (surface, None)]
+    stale = [v for v in older[: max(0, len(older) - (keep - 1))] if v not in versions_of(active)]
     expired = []
     for version in stale:
         try:
             store.drop_version(version)
         except StoreError:  # another surface serves it
             continue
-        (config.workspace.lists / f"{version}.json").unlink(missing_ok=True)
+        crashpoints.reached("publish.dropped")
+        _forget(config, version)
         expired.append(version)
+    for folder in config.workspace.bundles.glob("*"):
+        if folder.name not in there and folder.name < active.champion and _surface_of(config, folder.name) in (surface, None):
+            _forget(config, folder.name)
     return tuple(expired)
 
+
+def _forget(config: Config, version: str) -> None:
+    """Deletes bundle and manifest of a version; whoever has the bundle open keeps it."""
+    shutil.rmtree(config.workspace.bundles / version, ignore_errors=True)
+    _manifest(config, version).unlink(missing_ok=True)
+
+
+def _manifest(config: Config, version: str) -> Path:
+    return config.workspace.lists / f"{version}.json"
+
+
+def _surface_of(config: Config, version: str) -> str | None:
+    try:
+        return str(json.loads(_manifest(config, version).read_bytes())["report"]["surface"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -42,12 +42,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Active:
-    """What a surface serves: users whose hash falls under ``percent`` read the challenger, the rest the champion."""
+    """What a surface serves: users whose hash falls under ``percent`` (grain 0.01) read the challenger, the rest the
+    champion."""
 
     champion: str
     challenger: str | None = None
-    percent: int = 0
+    percent: float = 0
     previous: str | None = None  # what rollback returns to
+
+    def __post_init__(self) -> None:
+        if isinstance(self.percent, float) and self.percent.is_integer():  # 1.0 and 1 are stored, and compared, as one
+            object.__setattr__(self, "percent", int(self.percent))
 
 
 @dataclass(frozen=True)
