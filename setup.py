@@ -17,7 +17,8 @@ TRAIN = [
     "tensorflow-recommenders>=0.7.7,<0.8",
     "scann>=1.4.2,<1.5",
 ]
-SERVE = ["fastapi>=0.163", "granian>=2", "uvloop>=0.21; sys_platform != 'win32'", "fastavro>=1.13"]
+SERVE = ["fastapi>=0.163", "granian>=2", "uvloop>=0.21; sys_platform != 'win32'", "fastavro>=1.13",
+         "scann>=1.4.2,<1.5; sys_platform == 'linux'"]  # ScaNN brings no TensorFlow: the index of lists made on demand
 BIGTABLE = ["google-cloud-bigtable>=2.30"]
 DEV = ["pytest>=9", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14", "mypy>=1.18", "duckdb>=2", "httpx>=0.28", "uv>=0.9"]
 
@@ -32,7 +33,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
-    package_data={"schemas.avro": ["*.avsc"], "serving.clients": ["*.js"], "serving.page": ["*.html", "*.css", "*.js", "*.svg"]},
+    package_data={"schemas.avro": ["*.avsc"], "serving.clients": ["*.js"], "serving.ranking": ["*.toml"],
+                  "serving.page": ["*.html", "*.css", "*.js", "*.svg"]},
     install_requires=["numpy>=2.3", "pyarrow>=21", "xxhash>=3.6", "msgspec>=0.20", "rich>=14", "numba>=0.63"],
     extras_require={"batch": BATCH, "stream": STREAM, "train": TRAIN, "serve": SERVE, "bigtable": BIGTABLE, "dev": DEV,
                     "all": [*TRAIN, *STREAM, *SERVE, *BIGTABLE]},

@@ -20,8 +20,8 @@ _HEADER = struct.Struct("<BBHI")
 _RECS = struct.Struct("<qqH")
 HEADER_BYTES = _HEADER.size
 
-SOURCES = ("two_tower", "item_cf", "popular", "ranker", "trending", "content")
-REASONS = ("because_you_watched", "similar_taste", "popular", "trending", "new")
+SOURCES = ("two_tower", "item_cf", "popular", "ranker", "trending", "content", "exploration")
+REASONS = ("because_you_watched", "similar_taste", "popular", "trending", "new", "discovery", "similar_item", "goes_together")
 """Names behind the one-byte codes of a ranked list: only ever append."""
 
 

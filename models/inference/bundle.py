@@ -34,7 +34,7 @@ MANIFEST, IDS, CATEGORIES, INDEX, METADATA, TOWER = ("manifest.json", "ids.arrow
 EVERYBODY = ""
 """Names the popular list of all users among the segments."""
 
-ARRAYS = ("hashes", "table", "active", "popularity", "by_popularity", "impressions", "age_days", "norms",
+ARRAYS = ("hashes", "table", "active", "popularity", "by_popularity", "impressions", "age_days", "click_rate", "norms",
           "neighbour_offsets", "neighbours", "strengths", "category_offsets", "category_codes", "metadata_offsets",
           "segment_offsets", "segment_items", "segment_scores", "canary_queries", "canary_answers",
           "word_hashes", "word_offsets", "word_items")
@@ -93,7 +93,8 @@ class Bundle:
       active: (m,) bool.
       popularity: (m,) in [0, 1], as in transforms.catalogue.
       by_popularity: active items, most popular first.
-      impressions: (m,) impressions in all; age_days: (m,) days from the first event to as_of, NaN without one.
+      impressions: (m,) impressions in all; age_days: (m,) days from the first event to as_of, NaN without one; click_rate:
+        (m,) smoothed clicks per impression, NaN without impressions.
       vectors: (n, d) of the model, as the index has them; norms: (m,) their lengths, 0 where there is none.
       neighbour_offsets, neighbours, strengths: item-CF, best first: item i's are at offsets[i]:offsets[i + 1].
       category_offsets, category_codes: likewise.
@@ -116,6 +117,7 @@ class Bundle:
     by_popularity: I32
     impressions: F32
     age_days: F32
+    click_rate: F32
     norms: F32
     neighbour_offsets: I64
     neighbours: I32

@@ -39,12 +39,13 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
+SNAPSHOT_COLUMNS = ("impressions_total", "age_days", "ctr_smoothed_30d")
 NEIGHBOURS = 50
 """Co-occurring items of each: what lists are made from."""
 POPULAR_ITEMS = 500
 """Items of a popular list: pages enough for who has no list of their own."""
-SHOWN_ATTRIBUTES = 8
-"""Attributes that the metadata of an item shows."""
+SHOWN_ATTRIBUTES = 32
+"""Attributes that the metadata of an item keeps: to be shown, and for business rules."""
 CANARIES, CANARY_ANSWERS = 16, 10
 _METADATA_ROWS = 20_000
 
@@ -56,7 +57,7 @@ def write_bundle(folder: Path, manifest: BundleManifest, catalogue: Catalogue, i
     Args:
       manifest: versions; sizes and segments are filled in here.
       catalogue: every item by position, as the lists were made with.
-      items: rows of schemas.tables.ITEMS; snapshot: item_id, impressions_total and age_days of the items' features.
+      items: rows of schemas.tables.ITEMS; snapshot: item_id and SNAPSHOT_COLUMNS of the items' features.
       index: folder of the saved index whose items come first in the catalogue.
       segments: popular list per segment; everybody's follows from the catalogue.
 
@@ -106,6 +107,8 @@ def _arrays(catalogue: Catalogue, items: pa.Table, snapshot: pa.Table,
     impressions, ages = np.zeros(count, np.float32), np.full(count, np.nan, np.float32)
     impressions[at] = np.nan_to_num(snapshot["impressions_total"].to_numpy())
     ages[at] = snapshot["age_days"].to_numpy()
+    rates = np.full(count, np.nan, np.float32)
+    rates[at] = snapshot["ctr_smoothed_30d"].to_numpy()
     lengths = np.diff(catalogue.offsets)
     kept = np.arange(len(catalogue.neighbours)) - np.repeat(catalogue.offsets[:-1], lengths) < NEIGHBOURS
     row = positions_of(items["item_id"], catalogue.item_ids)
@@ -114,7 +117,8 @@ def _arrays(catalogue: Catalogue, items: pa.Table, snapshot: pa.Table,
     queries, answers = _canaries(catalogue)
     return names, {
         "hashes": hashes, "table": build_table(hashes), "active": catalogue.active, "popularity": catalogue.popularity,
-        "by_popularity": catalogue.by_popularity, "impressions": impressions, "age_days": ages, "norms": norms,
+        "by_popularity": catalogue.by_popularity, "impressions": impressions, "age_days": ages,
+        "click_rate": rates, "norms": norms,
         "neighbour_offsets": offsets_of(np.minimum(lengths, NEIGHBOURS)), "neighbours": catalogue.neighbours[kept],
         "strengths": catalogue.strengths[kept], "category_offsets": category_offsets, "category_codes": category_codes,
         "segment_offsets": offsets_of(np.array([len(p) for p, _ in popular.values()])),

@@ -54,7 +54,8 @@ class UserTower:
         """Maps the tables; raises OSError, KeyError, ValueError when the folder holds no tower."""
         bounds = {name: np.asarray(values, np.float32) for name, values in
                   json.loads((folder / "bounds.json").read_bytes()).items()}
-        tables: dict[str, Any] = {n: np.asarray(np.load(folder / f"{n}.npy", mmap_mode="c", allow_pickle=False)) for n in TABLES}
+        tables: dict[str, Any] = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False))
+                                  for name in TABLES}
         with np.load(folder / "weights.npz", allow_pickle=False) as found:
             dense = {name: found[name] for name in DENSE}
             buckets = {name: (values, found[f"bucket:{name}"]) for name, values in bounds.items() if name != "age"}
@@ -65,8 +66,9 @@ class UserTower:
         folder.mkdir(parents=True, exist_ok=True)
         for name in TABLES:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        np.savez(folder / "weights.npz", **{name: getattr(self, name) for name in DENSE},
-                 **{f"bucket:{name}": table for name, (_, table) in self.buckets.items()})
+        weights: dict[str, Any] = {name: getattr(self, name) for name in DENSE}
+        weights |= {f"bucket:{name}": table for name, (_, table) in self.buckets.items()}
+        np.savez(folder / "weights.npz", **weights)
         bounds = {"age": self.age_bounds.tolist(), **{name: b.tolist() for name, (b, _) in self.buckets.items()}}
         (folder / "bounds.json").write_text(json.dumps(bounds))
 
@@ -81,13 +83,13 @@ class UserTower:
         Returns:
           (d,) float32.
         """
-        pooled = np.zeros(self.items.shape[1], np.float32)
+        pooled: npt.NDArray[np.floating] = np.zeros(self.items.shape[1], np.float32)
         there = liked >= 0
         if there.any():
             logits = self.age_logits[np.searchsorted(self.age_bounds, ages_days[there].astype(np.float32), side="right")]
             weights = np.exp(np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT))
             pooled = (weights / max(float(weights.sum()), 1e-6)) @ self.items[self.item_rows[liked[there]]]
-        bag = np.zeros(self.categories.shape[1], np.float32)
+        bag: npt.NDArray[np.floating] = np.zeros(self.categories.shape[1], np.float32)
         known = categories >= 0
         if known.any():
             share = shares[known].astype(np.float32)

@@ -46,6 +46,7 @@ def make_bundle(folder: Path, items: int = 60, categories: int = 4, dimensions: 
         "item_id": ids, "popularity_30d": pa.array([float(1000 - k) for k in range(count)], pa.float32()),
         "cooccurring_items": pa.array(listed, struct),
         "impressions_total": pa.array([2000.0 if k % 3 == 0 else 10.0 * k for k in range(count)], pa.float32()),
+        "ctr_smoothed_30d": pa.array([0.05 + 0.001 * (k % 10) for k in range(count)], pa.float32()),
         "age_days": pa.array([float(k) for k in range(count)], pa.float32())})
     table = pa.Table.from_pylist([
         {**{f.name: None for f in ITEMS.schema}, "item_id": i,

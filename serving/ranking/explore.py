@@ -1,0 +1,94 @@
+"""The exploration slot: one item that few have seen, chosen by Thompson sampling, the same for the same request_id.
+
+Each eligible item's chance of a click has a Beta(k p r + clicks, k (1 - p r) + impressions - clicks) posterior: p is the click
+rate of all items, k = 20 the pseudo-impressions that ctr_smoothed_30d uses too, and r in [0.5, 1.5] raises or lowers the prior
+by how well the item goes with the page. One draw of each; the highest is shown (Chapelle & Li, "An empirical evaluation of
+Thompson sampling", NIPS 2011). Draws are Marsaglia & Tsang's gamma ("A simple method for generating gamma variables", ACM TOMS
+2000) from a splitmix64 stream, so that a request can be replayed anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+PRIOR = 20.0
+DEFAULT_RATE = 0.05
+"""Click rate of all items where no impression was ever counted."""
+
+
+@numba.njit(cache=True, nogil=True)
+def thompson(seed: int, rate: float, fit: npt.NDArray[np.float32], clicks: npt.NDArray[np.float32],
+             impressions: npt.NDArray[np.float32], eligible: npt.NDArray[np.bool_]) -> int:
+    """Place of the eligible item of the highest draw, -1 when none is.
+
+    Args:
+      seed: 64 bits; the stream starts there.
+      rate: p in (0, 1).
+      fit: (n,) in [0, 1], how well each goes with the page; clicks, impressions: (n,), clicks <= impressions.
+    """
+    state = np.empty(1, np.uint64)
+    state[0] = seed
+    best, highest = -1, -1.0
+    for i in range(len(fit)):
+        if not eligible[i]:
+            continue
+        prior = min(0.99, max(1e-6, rate * (0.5 + fit[i])))
+        good = _gamma(state, PRIOR * prior + clicks[i])
+        bad = _gamma(state, PRIOR * (1 - prior) + max(0.0, impressions[i] - clicks[i]))
+        draw = good / (good + bad) if good + bad > 0 else 0.0
+        if draw > highest:
+            best, highest = i, draw
+    return best
+
+
+@numba.njit(cache=True, nogil=True)
+def uniform(state: npt.NDArray[np.uint64]) -> float:
+    """The next number in (0, 1) of a splitmix64 stream (Steele, Lea & Flood, OOPSLA 2014)."""
+    state[0] += np.uint64(0x9E3779B97F4A7C15)
+    z = state[0]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return (float(z >> np.uint64(11)) + 0.5) * 2.0**-53
+
+
+@numba.njit(cache=True, nogil=True)
+def _gamma(state: npt.NDArray[np.uint64], shape: float) -> float:
+    """A draw of Gamma(shape, 1)."""
+    if shape < 1:  # Gamma(a) is Gamma(a + 1) * U^(1 / a)
+        return _gamma_from_one(state, shape + 1) * uniform(state) ** (1 / shape)
+    return _gamma_from_one(state, shape)
+
+
+@numba.njit(cache=True, nogil=True)
+def _gamma_from_one(state: npt.NDArray[np.uint64], shape: float) -> float:
+    d = shape - 1.0 / 3
+    c = 1 / math.sqrt(9 * d)
+    while True:
+        x = math.sqrt(-2 * math.log(uniform(state))) * math.cos(2 * math.pi * uniform(state))  # Box & Muller
+        v = (1 + c * x) ** 3
+        if v > 0 and math.log(uniform(state)) < 0.5 * x * x + d - d * v + d * math.log(v):
+            return d * v
+
+
+@numba.njit(cache=True, nogil=True)
+def draw_places(seed: int, count: int, among: int) -> npt.NDArray[np.int32]:
+    """``count`` distinct numbers under ``among`` (all of them where there are fewer), by the stream of a seed; ascending."""
+    if among <= count:
+        return np.arange(among).astype(np.int32)
+    state = np.empty(1, np.uint64)
+    state[0] = seed
+    found = np.empty(count, np.int32)
+    for i in range(count):  # Floyd's sample
+        top = among - count + i
+        drawn = min(top, int(uniform(state) * (top + 1)))
+        for j in range(i):
+            if found[j] == drawn:
+                drawn = top
+                break
+        found[i] = drawn
+    return np.sort(found)

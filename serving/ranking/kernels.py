@@ -1,0 +1,268 @@
+"""The compiled loops of re-ranking. Arrays only; tests/serving/ranking/twin.py is the same in plain Python.
+
+A page is made of n candidates. Their items' data are gathered first, so that a kernel sees rows, never the catalogue.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
+CATEGORIES = 8
+"""Categories of an item that count in ranking; the first is the one that max_per_category counts."""
+SESSION_SLOTS = 2048
+"""Places for items near the session: at most half of them are used."""
+SESSION_NEIGHBOURS = 50
+
+
+@numba.njit(cache=True, nogil=True)
+def near_session(session: I32, weights: F32, offsets: I64, neighbours: I32, strengths: F32, half_life: float, items: I32,
+                 sums: F32, because: I32) -> int:
+    """Sums the co-occurrence with the session per item into open-addressing places (``items`` -1: free).
+
+    sum(i) = over session items h, newest first: weight(h) / 2^(rank / half_life) * strength(h, i); ``because`` is the place in
+    the session of the h that gave most. Returns how many places are used.
+    """
+    items[:] = -1
+    mask, used = len(items) - 1, 0
+    best = np.zeros(len(items), np.float32)
+    for rank in range(len(session)):
+        h = session[rank]
+        if h < 0:
+            continue
+        weight = weights[rank] * np.float32(2.0 ** (-rank / half_life))
+        for e in range(offsets[h], min(offsets[h + 1], offsets[h] + SESSION_NEIGHBOURS)):
+            item = neighbours[e]
+            place = (item * 40503) & mask
+            while items[place] >= 0 and items[place] != item:
+                place = (place + 1) & mask
+            if items[place] < 0:
+                if 2 * used >= len(items):
+                    continue
+                items[place] = item
+                sums[place], best[place] = np.float32(0), np.float32(-1)
+                used += 1
+            share = weight * strengths[e]
+            sums[place] += share
+            if share > best[place]:
+                best[place], because[place] = share, rank
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
+def session_of(positions: I32, items: I32, sums: F32, because: I32, out: F32, cause: I32) -> None:
+    """Looks the candidates up in what ``near_session`` filled: (n,) sum and place in the session, 0 and -1 without one."""
+    mask = len(items) - 1
+    for i in range(len(positions)):
+        out[i], cause[i] = np.float32(0), -1
+        if positions[i] < 0:
+            continue
+        place = (positions[i] * 40503) & mask
+        while items[place] >= 0:
+            if items[place] == positions[i]:
+                out[i], cause[i] = sums[place], because[place]
+                break
+            place = (place + 1) & mask
+
+
+@numba.njit(cache=True, nogil=True)
+def session_extras(wanted: int, items: I32, sums: F32, session: I32, candidates: I32, blocked: Bools, hashes: U64,
+                   shown: U32) -> I32:
+    """The items of the highest sums that are neither candidates nor in the session, blocked or shown; best first."""
+    best = np.full(wanted, -1, np.int32)
+    scores = np.zeros(wanted, np.float32)
+    size = 0
+    for place in range(len(items)):
+        item = items[place]
+        if item < 0 or blocked[item] or (size == wanted and sums[place] <= scores[size - 1]):
+            continue
+        known = False
+        for i in range(len(candidates)):
+            known = known or candidates[i] == item
+        for i in range(len(session)):
+            known = known or session[i] == item
+        low = np.uint32(hashes[item] & np.uint64(0xFFFFFFFF))
+        for i in range(len(shown)):
+            known = known or shown[i] == low
+        if known:
+            continue
+        at = size if size < wanted else size - 1
+        while at > 0 and (scores[at - 1] < sums[place] or (scores[at - 1] == sums[place] and best[at - 1] > item)):
+            scores[at], best[at] = scores[at - 1], best[at - 1]
+            at -= 1
+        scores[at], best[at] = sums[place], item
+        size = min(wanted, size + 1)
+    return best[:size]
+
+
+@numba.njit(cache=True, nogil=True)
+def gather(positions: I32, vectors: F32, norms: F32, offsets: I64, codes: I32, impressions: F32, boost: F32, blocked: Bools,
+           units: F32, categories: I32, seen: F32, boosts: F32, keep: Bools) -> None:
+    """Data of the candidates' items: unit vectors (n, d), zeros without one; category codes (n, CATEGORIES), -1 behind the
+    end; impressions; boosts; ``keep`` is cleared where the item is blocked. A position of -1 has no data and is kept."""
+    for i in range(len(positions)):
+        item = positions[i]
+        for c in range(categories.shape[1]):
+            categories[i, c] = -1
+        for d in range(units.shape[1]):
+            units[i, d] = np.float32(0)
+        seen[i], boosts[i] = np.float32(0), np.float32(0)
+        if item < 0:
+            continue
+        if item < len(vectors) and norms[item] > 0:
+            scale = np.float32(1) / norms[item]
+            for d in range(units.shape[1]):
+                units[i, d] = vectors[item, d] * scale
+        for c in range(min(categories.shape[1], offsets[item + 1] - offsets[item])):
+            categories[i, c] = codes[offsets[item] + c]
+        seen[i], boosts[i] = impressions[item], boost[item]
+        if blocked[item]:
+            keep[i] = False
+
+
+@numba.njit(cache=True, nogil=True)
+def preference_match(categories: I32, share: F32, out: F32) -> None:
+    """Cosine between the user's category shares (by code) and each candidate's categories, in [0, 1]."""
+    norm = np.float32(0)
+    for c in range(len(share)):
+        norm += share[c] * share[c]
+    norm = np.float32(math.sqrt(norm))
+    for i in range(len(categories)):
+        total, count = np.float32(0), 0
+        for c in range(categories.shape[1]):
+            code = categories[i, c]
+            if code < 0:
+                break
+            count += 1
+            if code < len(share):
+                total += share[code]
+        out[i] = total / (norm * np.float32(math.sqrt(count))) if count and norm > 0 else np.float32(0)
+
+
+@numba.njit(cache=True, nogil=True)
+def drop_shown(hashes: U64, shown: U32, keep: Bools) -> None:
+    """Clears ``keep`` of candidates whose hash's low 32 bits are among ``shown``."""
+    for i in range(len(hashes)):
+        low = np.uint32(hashes[i] & np.uint64(0xFFFFFFFF))
+        for j in range(len(shown)):
+            if shown[j] == low:
+                keep[i] = False
+                break
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _cosine(units: F32, a: int, b: int) -> np.float32:
+    total = np.float32(0)
+    for d in range(units.shape[1]):
+        total += units[a, d] * units[b, d]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def similarity(units: F32, categories: I32, has_vector: Bools, a: int, b: int) -> np.float32:
+    """How alike two candidates are, in [0, 1]: the cosine of their vectors; where one lacks a vector, the overlap of their
+    categories (Jaccard)."""
+    if has_vector[a] and has_vector[b]:
+        return min(np.float32(1), max(np.float32(0), _cosine(units, a, b)))
+    both, one, other = 0, 0, 0
+    for c in range(categories.shape[1]):
+        one += categories[a, c] >= 0
+        other += categories[b, c] >= 0
+        if categories[a, c] < 0:
+            continue
+        for e in range(categories.shape[1]):
+            both += categories[a, c] == categories[b, e]
+    union = one + other - both
+    return np.float32(both / union) if union > 0 else np.float32(0)
+
+
+@numba.njit(cache=True, nogil=True)
+def select(scores: F32, keep: Bools, units: F32, categories: I32, share: F32, counts: I64, size: int, strength: float,
+           calibration: float, smoothing: float, max_per_category: int, chosen: I32) -> int:
+    """Chooses up to ``size`` candidates, one after the other; returns how many.
+
+    Each is the one of highest (1 - strength) * score - strength * ((1 - calibration) * m - calibration * g), ties by place:
+    m is its greatest similarity to those chosen (maximal marginal relevance: Carbonell & Goldstein, SIGIR 1998); g is how much
+    it lowers KL(p || q), p the user's category shares, q the page's mix, smoothed with p (Steck, "Calibrated
+    recommendations", RecSys 2018). A first category that ``max_per_category`` items have is passed over until nothing
+    else is left.
+
+    Args:
+      share: (c,) p by category code; all 0 without one: then calibration is 0.
+      counts: (c,) scratch, all 0.
+      chosen: (size,) places of the candidates, filled.
+    """
+    n, many = len(scores), len(share)
+    has_vector = np.zeros(n, np.bool_)
+    nearest = np.zeros(n, np.float32)
+    taken = np.zeros(n, np.bool_)
+    mix = np.zeros(many, np.float32)
+    for i in range(n):
+        taken[i] = not keep[i]
+        for d in range(units.shape[1]):
+            if units[i, d] != 0:
+                has_vector[i] = True
+                break
+    count = 0
+    while count < size:
+        best, best_value, best_free = -1, np.float32(0), False
+        for i in range(n):
+            if taken[i]:
+                continue
+            first = categories[i, 0]
+            free = max_per_category == 0 or first < 0 or first >= many or counts[first] < max_per_category
+            if best_free and not free:
+                continue
+            value = np.float32((1 - strength) * scores[i])
+            if strength > 0:
+                gain = _gain(categories, i, share, mix, count, smoothing) if calibration > 0 else 0.0
+                value -= np.float32(strength * ((1 - calibration) * nearest[i] - calibration * gain))
+            if best < 0 or (free and not best_free) or value > best_value:
+                best, best_value, best_free = i, value, free
+        if best < 0:
+            break
+        chosen[count] = best
+        count += 1
+        taken[best] = True
+        first = categories[best, 0]
+        if 0 <= first < many:
+            counts[first] += 1
+        parts = 0
+        for c in range(categories.shape[1]):
+            parts += categories[best, c] >= 0
+        for c in range(parts):
+            if categories[best, c] < many:
+                mix[categories[best, c]] += np.float32(1.0 / parts)
+        if strength > 0 and calibration < 1 and count < size:
+            for i in range(n):
+                if not taken[i]:
+                    nearest[i] = max(nearest[i], similarity(units, categories, has_vector, i, best))
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _gain(categories: I32, i: int, share: F32, mix: F32, count: int, smoothing: float) -> float:
+    """By how much KL(p || q) of the page falls with candidate i: sum over its categories c of
+    p_c log(q'_c / q_c), q = smoothing * p + (1 - smoothing) * mix / (count + 1), q' with i's own part in the mix."""
+    parts = 0
+    for c in range(categories.shape[1]):
+        parts += categories[i, c] >= 0
+    total = 0.0
+    for c in range(parts):
+        code = categories[i, c]
+        if code >= len(share) or not share[code] > 0:
+            continue
+        base = smoothing * share[code] + (1 - smoothing) * mix[code] / (count + 1)
+        total += share[code] * math.log(1 + (1 - smoothing) / (parts * (count + 1)) / base)
+    return total
