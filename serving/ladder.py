@@ -27,6 +27,7 @@ from serving.breaker import Breaker, State
 from serving.bundles import Bundles
 from serving.made_lists import Budget, ListStore, MadeLists
 from serving.ranking.model import Ask, Candidates, Signals, Tier
+from serving.ranking.policy import ContextPolicy
 from serving.stores.base import Active, Cell, StoreError
 from serving.versions import Choice
 
@@ -66,15 +67,6 @@ class Breakers:
 
 
 @dataclass(frozen=True)
-class Deadlines:
-    """Seconds that a tier may take; what is late is done without."""
-
-    list: float = 0.025
-    previous: float = 0.015
-    on_demand: float = 0.05
-
-
-@dataclass(frozen=True)
 class Found:
     """The user's own list: None where there is none; ``lost`` where the store could not say."""
 
@@ -82,8 +74,13 @@ class Found:
     lost: bool
 
 
-Make = Callable[[Ask, Signals, Bundle, int], RankedList | None]
-"""Makes a list at a request (``now`` in microseconds); None where nothing is known that one could be made from."""
+class Make(Protocol):
+    """Makes a list at a request; None where nothing is known that one could be made from. Raises ValueError or OSError where
+    the index is broken."""
+
+    def __call__(self, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> RankedList | None:
+        """``now`` in microseconds."""
+        ...
 
 
 @dataclass
@@ -134,20 +131,20 @@ class Ladder:
             self.counts.unreadable_lists += 1
             return Found(None, False)
 
-    async def find(self, ask: Ask, choice: Choice, found: Found, signals: Signals, now: int,
-                   deadlines: Deadlines) -> Candidates:
+    async def find(self, ask: Ask, choice: Choice, found: Found, signals: Signals, policy: ContextPolicy,
+                   now: int) -> Candidates:
         """The best candidates there are for a user; raises NothingPublishedError."""
         recs, version = found.recs, choice.version
         if recs is not None and len(recs.item_ids) and recs.expires_at > now:
             return Candidates(recs, version, "list", True)
         if recs is not None and len(recs.item_ids):
-            made = self._on_demand(ask, choice, found, signals, now, deadlines)
+            made = self._on_demand(ask, choice, found, signals, policy, now)
             return Candidates(made or recs, version, "on_demand" if made else "expired_list", True)
         if not found.lost and choice.fallback is not None and ask.user_id:
-            before = (await self.own(ask.user_id, choice.surface, choice.fallback, deadlines.previous)).recs
+            before = (await self.own(ask.user_id, choice.surface, choice.fallback, policy.deadline("previous_list"))).recs
             if before is not None and len(before.item_ids) and before.expires_at > now:
                 return Candidates(before, choice.fallback, "previous_list", True)
-        made = self._on_demand(ask, choice, found, signals, now, deadlines)
+        made = self._on_demand(ask, choice, found, signals, policy, now)
         if made is not None:
             return Candidates(made, version, "on_demand", True)
         return self.popular(choice, None if signals.missing else signals.segment, found.lost, now)
@@ -194,8 +191,8 @@ class Ladder:
         except (StoreError, CellError):
             return None
 
-    def _on_demand(self, ask: Ask, choice: Choice, found: Found, signals: Signals, now: int,
-                   deadlines: Deadlines) -> RankedList | None:
+    def _on_demand(self, ask: Ask, choice: Choice, found: Found, signals: Signals, policy: ContextPolicy,
+                   now: int) -> RankedList | None:
         if not ask.user_id:
             return None
         kept = self.made.get(choice.version, choice.surface, ask.user_id, now)
@@ -204,13 +201,19 @@ class Ladder:
         bundle = self._bundles.get(choice.version)
         if bundle is None or signals.missing:
             return None
-        recs = self.make(ask, signals, bundle, now, deadlines.on_demand)
+        recs = self.make(ask, signals, bundle, policy, now)
         if recs is None or not len(recs.item_ids):
             return None
         self.made.put(choice.version, choice.surface, ask.user_id, recs, write=not found.lost)
         return recs
 
-    def make(self, ask: Ask, signals: Signals, bundle: Bundle, now: int, seconds: float) -> RankedList | None:
+    def around(self, ask: Ask, choice: Choice, signals: Signals, policy: ContextPolicy, now: int) -> Candidates | None:
+        """What lies around the items asked for; None where nothing does, or it cannot be made now."""
+        bundle = self._bundles.get(choice.version)
+        recs = self.make(ask, signals, bundle, policy, now) if bundle is not None else None
+        return Candidates(recs, choice.version, "on_demand", True) if recs is not None and len(recs.item_ids) else None
+
+    def make(self, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> RankedList | None:
         """A list made now, guarded by the index's breaker and the budget; None where that cannot be."""
         if not self._budget.allows():
             self.counts.on_demand_refused += 1
@@ -219,13 +222,13 @@ class Ladder:
             return None
         started = time.perf_counter()
         try:
-            recs = self._make(ask, signals, bundle, now)
+            recs = self._make(ask, signals, bundle, policy, now)
         except (OSError, ValueError, RuntimeError, MemoryError):  # the index is broken; lists made ahead are not
             self._breakers.index.failed()
             return None
         took = time.perf_counter() - started
         self._budget.spent(took)
-        if took > seconds:
+        if took > policy.deadline("on_demand"):
             self._breakers.index.failed()
         else:
             self._breakers.index.ok()
@@ -240,7 +243,7 @@ def popular_list(bundle: Bundle, segment: str, now: int) -> RankedList:
                       bundle.manifest.model_version, min(now, bundle.manifest.as_of), now + POPULAR_SECONDS * 1_000_000)
 
 
-def more_popular(bundle: Bundle, recs: RankedList, count: int, now: int) -> RankedList:
+def more_popular(bundle: Bundle, recs: RankedList, count: int) -> RankedList:
     """A list and, behind it, the ``count`` most popular active items that it does not hold."""
     there = set(recs.item_ids)
     positions = bundle.by_popularity[: count + len(there)]

@@ -14,15 +14,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
-import numpy as np
-
 from models.inference.bundle import Bundle
 from schemas.cells import CellError
-from schemas.keys import hash64
 from serving.bundles import Bundles
-from serving.ladder import Breakers, Deadlines, Found, Ladder, Make, NothingPublishedError, more_popular
+from serving.ladder import Breakers, Found, Ladder, Make, NothingPublishedError, more_popular
 from serving.logs import LOGGER
 from serving.ranking.model import Ask, Candidates, Ranked, Signals
+from serving.ranking.overlay import Overlay
+from serving.ranking.policy import DEFAULT_CONTEXT, ContextPolicy, Policies, load
+from serving.ranking.rank import rank
 from serving.stores.aio import AsyncSqliteStore, AsyncStore
 from serving.stores.base import Active, StoreError
 from serving.versions import Choice, Versions
@@ -30,10 +30,8 @@ from serving.versions import Choice, Versions
 _log = logging.getLogger(LOGGER)
 _A = TypeVar("_A")
 _B = TypeVar("_B")
-Rank = Callable[[Ask, Candidates, Signals, Bundle | None], Ranked]
 ReadSignals = Callable[[AsyncStore, str, int, float], Awaitable[Signals]]
 NO_SIGNALS = Signals(missing=True)
-FEATURE_SECONDS = 0.015
 
 
 @dataclass(frozen=True)
@@ -74,18 +72,19 @@ class Recommender:
       store: of features, lists and pointers.
       now: the workspace clock, microseconds since 1970.
       folder: holds the bundles; None: there are none.
-      surfaces: that may have lists of their own.
+      policies: how each context is ranked; default: the packaged ones.
     """
 
-    def __init__(self, store: AsyncStore, now: Callable[[], int], folder: Path | None = None,
-                 surfaces: tuple[str, ...] = (), make: Make | None = None, rank: Rank | None = None,
-                 read_signals: ReadSignals | None = None) -> None:
-        self._store, self._now = store, now
-        self._rank, self._read_signals = rank or in_order, read_signals or _no_signals
+    def __init__(self, store: AsyncStore, now: Callable[[], int], folder: Path | None = None, policies: Policies | None = None,
+                 make: Make | None = None, read_signals: ReadSignals | None = None) -> None:
+        self.policies = policies or load()
+        self.overlay: Overlay | None = None
+        """Items newer than the bundles; whoever follows the upserts swaps it."""
+        self._store, self._now, self._read_signals = store, now, read_signals or _no_signals
         self._waits = not isinstance(store, AsyncSqliteStore)
         self.breakers = Breakers.make(_breaker_changed)
         self.bundles = Bundles(folder, _tell)
-        self.versions = Versions(store, self.bundles, surfaces, on_change=self._changed)
+        self.versions = Versions(store, self.bundles, tuple(self.policies.contexts), on_change=self._changed)
         self.ladder = Ladder(store, self.bundles, self.breakers, make or _nothing)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -112,24 +111,39 @@ class Recommender:
     async def recommend(self, ask: Ask) -> Answer:
         """One page; raises NothingPublishedError when there is no list at all to answer from."""
         started = perf_counter()
-        now, deadlines = self._now(), Deadlines()
+        now, policy = self._now(), self.policy(ask.context)
+        choice = self.choose(ask)
+        if policy.candidates != "list" and ask.item_ids:
+            signals = await self.signals(ask.user_id, now, policy.deadline("features"))
+            read = perf_counter()
+            candidates = self.ladder.around(ask, choice, signals, policy, now)
+            found = Found(None, self.breakers.lists.state == "open") if candidates is not None else await self._own(
+                ask, choice, policy)
+        else:
+            found, signals = await together(self._waits, self._own(ask, choice, policy),
+                                            self.signals(ask.user_id, now, policy.deadline("features")))
+            read, candidates = perf_counter(), None
+        if candidates is None:
+            candidates = await self.ladder.find(ask, choice, found, signals, policy, now)
+        climbed = perf_counter()
+        answer = self._page(ask, choice, candidates, signals, policy, found.lost, now)
+        return replace(answer, seconds={"reads": read - started, "ladder": climbed - read, "rank": perf_counter() - climbed})
+
+    def policy(self, context: str) -> ContextPolicy:
+        """Of a context; one that is not declared is treated as the homepage."""
+        return self.policies.contexts.get(context) or self.policies.contexts[DEFAULT_CONTEXT]
+
+    def choose(self, ask: Ask) -> Choice:
+        """The version of a request; raises NothingPublishedError."""
         choice = self.versions.choose(ask.context, ask.user_id, ask.version)
         if choice is None:
             raise NothingPublishedError(self.versions.trouble or "nothing is published yet")
-        found, signals = await self._read(ask, choice, now, deadlines)
-        read = perf_counter()
-        candidates = await self.ladder.find(ask, choice, found, signals, now, deadlines)
-        bundle = self.bundles.get(candidates.version)
-        climbed = perf_counter()
-        ranked, candidates = self._page(ask, choice, candidates, signals, bundle, found.lost, now)
-        return Answer(ranked, candidates, signals, bundle,
-                      {"reads": read - started, "ladder": climbed - read, "rank": perf_counter() - climbed})
+        return choice
 
-    async def _read(self, ask: Ask, choice: Choice, now: int, deadlines: Deadlines) -> tuple[Found, Signals]:
-        own = self.ladder.own(ask.user_id, choice.surface, choice.version, deadlines.list)
-        return await together(self._waits, own, self.signals(ask.user_id, now))
+    async def _own(self, ask: Ask, choice: Choice, policy: ContextPolicy) -> Found:
+        return await self.ladder.own(ask.user_id, choice.surface, choice.version, policy.deadline("list"))
 
-    async def signals(self, user_id: str, now: int, seconds: float = FEATURE_SECONDS) -> Signals:
+    async def signals(self, user_id: str, now: int, seconds: float) -> Signals:
         """What is known of a user now; ``missing`` where features cannot be read in time."""
         if not user_id:
             return Signals()
@@ -147,24 +161,29 @@ class Recommender:
         breaker.ok()
         return found
 
-    def _page(self, ask: Ask, choice: Choice, candidates: Candidates, signals: Signals, bundle: Bundle | None, lost: bool,
-              now: int) -> tuple[Ranked, Candidates]:
+    def _page(self, ask: Ask, choice: Choice, candidates: Candidates, signals: Signals, policy: ContextPolicy, lost: bool,
+              now: int) -> Answer:
         """The page, filled with what is popular where the list does not suffice."""
-        ranked = self._rank(ask, candidates, signals, bundle)
-        if len(ranked.item_ids) >= ask.page_size:
-            return ranked, candidates
+        bundle = self.bundles.get(candidates.version)
+
+        def ranked_of(candidates: Candidates, signals: Signals) -> Answer:
+            ranked = rank(ask, candidates, signals, policy, bundle, self.overlay)
+            return Answer(ranked, candidates, signals, bundle, {})
+
+        answer = ranked_of(candidates, signals)
+        if len(answer.ranked.item_ids) >= ask.page_size:
+            return answer
         if bundle is not None:
-            reach = ask.page_size + len(signals.hidden) + len(ask.exclude) + len(ask.shown)
-            candidates = replace(candidates, recs=more_popular(bundle, candidates.recs, reach, now))
-            ranked = self._rank(ask, candidates, signals, bundle)
-        if not ranked.item_ids and not len(ask.shown):  # who consumed all there is still gets an answer
-            if bundle is None and candidates.personal:
-                with contextlib.suppress(NothingPublishedError):
-                    candidates = self.ladder.popular(choice, None, lost, now)
-            ranked = self._rank(ask, candidates, signals, bundle)
-            if not ranked.item_ids:
-                ranked = self._rank(ask, candidates, replace(signals, hidden=frozenset()), bundle)
-        return ranked, candidates
+            reach = ask.page_size + len(signals.hidden) + len(ask.exclude) + len(ask.shown) + len(ask.item_ids)
+            candidates = replace(candidates, recs=more_popular(bundle, candidates.recs, reach))
+            answer = ranked_of(candidates, signals)
+        elif not answer.ranked.item_ids and candidates.personal:
+            with contextlib.suppress(NothingPublishedError):
+                candidates = self.ladder.popular(choice, None, lost, now)
+                answer = ranked_of(candidates, signals)
+        if not answer.ranked.item_ids and not len(ask.shown):  # who consumed all there is still gets an answer
+            answer = ranked_of(candidates, replace(signals, hidden=frozenset()))
+        return answer
 
     def _changed(self, surface: str, active: Active) -> None:
         _tell("active version", {"surface": surface, "version": active.champion})
@@ -186,17 +205,7 @@ def _breaker_changed(name: str, state: str) -> None:
     _log.log(logging.INFO if state == "closed" else logging.WARNING, f"{name} breaker {state}", extra={"fields": {}})
 
 
-def in_order(ask: Ask, candidates: Candidates, signals: Signals, bundle: Bundle | None = None) -> Ranked:
-    """The first page of a list as it is stored, without what is hidden, excluded or was shown before."""
-    recs, shown = candidates.recs, set(ask.shown.tolist())
-    at = [p for p, i in enumerate(recs.item_ids) if i not in signals.hidden and i not in ask.exclude
-          and (not shown or hash64(i) & 0xFFFFFFFF not in shown)]
-    page = at[: ask.page_size]
-    return Ranked([recs.item_ids[p] for p in page], recs.scores[np.array(page, np.int64)], [recs.sources[p] for p in page],
-                  [recs.reasons[p] for p in page], [recs.source_item_ids[p] for p in page], {}, len(at) > len(page))
-
-
-def _nothing(ask: Ask, signals: Signals, bundle: Bundle, now: int) -> None:
+def _nothing(ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> None:
     return None
 
 

@@ -14,10 +14,22 @@ from schemas.cells import RankedList, decode_recs
 from schemas.keys import hash64, list_key
 from serving.ladder import NothingPublishedError
 from serving.made_lists import Budget
+from serving.ranking import policy
 from serving.ranking.model import Ask, Signals
 from serving.recommender import Recommender
 from serving.stores.aio import open_async
 from serving.stores.base import StoreError
+
+PLAIN = policy.parse("""
+[contexts.homepage]
+preference = 0
+session = 0
+diversity = 0
+calibration = 0
+max_per_category = 0
+explore_slot = 0
+""", "plain", policy.load())
+"""A homepage in the order of its list: what is tested here is where the list comes from."""
 
 
 class Switched:
@@ -52,7 +64,7 @@ class Signalled:
         return self.users.get(user_id, Signals())
 
 
-def made_list(ask, signals, bundle, now):
+def made_list(ask, signals, bundle, how, now):
     """A list on demand of the neighbours of the user's history."""
     if not signals.history:
         return None
@@ -65,7 +77,7 @@ def made_list(ask, signals, bundle, now):
 @contextlib.asynccontextmanager
 async def opened(world, **more):
     store = Switched(open_async(world.uri))
-    made = Recommender(store, lambda: NOW, world.workspace.root / "bundles", **more)
+    made = Recommender(store, lambda: NOW, world.workspace.root / "bundles", PLAIN, **more)
     await made.open()
     try:
         yield made, store
@@ -170,7 +182,7 @@ def test_features_alone_lost_the_list_is_served_as_it_is_stored(published):
 
 
 def test_an_index_that_fails_costs_only_lists_on_demand(published):
-    def broken(ask, signals, bundle, now):
+    def broken(ask, signals, bundle, how, now):
         raise ValueError("no index")
 
     async def drill():
