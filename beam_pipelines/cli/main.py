@@ -57,6 +57,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("evaluate", "evaluate", "train and judge on a published time split of MovieLens", "measure"),
     Command("diff", "diff", "compare the stream values of a replay with the live ones, or of any two stores", "measure"),
     Command("parity", "parity", "prove that stream, batch and plain SQL give the same values", "measure"),
+    Command("capacity", "capacity", "what a load needs: cores, brokers, nodes, bytes, settings and money", "measure"),
     Command("bench", "bench", "measure speed beside other engines: affinity, incremental, recommend", "measure"),
     Command("demo", "demo", "the whole path in one command, with a report", "measure"),
 )
