@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from models.inference.bundle import Bundle
 from schemas.cells import CellError
+from schemas.keys import STREAM_JOB
 from serving.bundles import Bundles
 from serving.ladder import Breakers, Found, Ladder, Make, NothingPublishedError, more_popular
 from serving.logs import LOGGER
@@ -23,6 +24,7 @@ from serving.ranking.model import Ask, Candidates, Ranked, Signals
 from serving.ranking.overlay import Overlay
 from serving.ranking.policy import DEFAULT_CONTEXT, ContextPolicy, Policies, load
 from serving.ranking.rank import rank
+from serving.signals import SignalReader
 from serving.stores.aio import AsyncSqliteStore, AsyncStore
 from serving.stores.base import Active, StoreError
 from serving.versions import Choice, Versions
@@ -73,14 +75,16 @@ class Recommender:
       now: the workspace clock, microseconds since 1970.
       folder: holds the bundles; None: there are none.
       policies: how each context is ranked; default: the packaged ones.
+      stream_job: whose stream features are read.
+      make, read_signals: instead of serving.ranking.on_demand and serving.signals.
     """
 
     def __init__(self, store: AsyncStore, now: Callable[[], int], folder: Path | None = None, policies: Policies | None = None,
-                 make: Make | None = None, read_signals: ReadSignals | None = None) -> None:
+                 stream_job: str = STREAM_JOB, make: Make | None = None, read_signals: ReadSignals | None = None) -> None:
         self.policies = policies or load()
         self.overlay: Overlay | None = None
         """Items newer than the bundles; whoever follows the upserts swaps it."""
-        self._store, self._now, self._read_signals = store, now, read_signals or _no_signals
+        self._store, self._now, self._read_signals = store, now, read_signals or SignalReader(stream_job).read
         self._waits = not isinstance(store, AsyncSqliteStore)
         self.breakers = Breakers.make(_breaker_changed)
         self.bundles = Bundles(folder, _tell)
@@ -207,7 +211,3 @@ def _breaker_changed(name: str, state: str) -> None:
 
 def _nothing(ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> None:
     return None
-
-
-async def _no_signals(store: AsyncStore, user_id: str, now: int, seconds: float) -> Signals:
-    return Signals()

@@ -46,7 +46,7 @@ class Switched:
             if name in self.down:
                 raise StoreError("switched off")
             if self.slow_s and name in ("read_lists", "read_row"):
-                await asyncio.sleep(min(self.slow_s, kwargs.get("timeout") or 1))
+                await asyncio.sleep(min(self.slow_s, kwargs["timeout"] if "timeout" in kwargs else args[2]))
                 raise StoreError("out of time")
             return await call(*args, **kwargs)
 
