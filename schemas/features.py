@@ -6,6 +6,7 @@ group are part of the stored layout: append to a group, never reorder it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -194,14 +195,42 @@ FEATURES: tuple[Feature, ...] = (
 )
 
 
+class Registry:
+    """Feature groups and their features, looked up by name.
+
+    Args:
+      groups, features: a feature names its group; its position among them is part of the stored layout.
+    """
+
+    def __init__(self, groups: Iterable[Group], features: Iterable[Feature]) -> None:
+        self.groups, self.features = tuple(groups), tuple(features)
+        self._groups = {g.name: g for g in self.groups}
+        self._held: dict[str, tuple[Feature, ...]] = {
+            name: tuple(f for f in self.features if f.group == name) for name in self._groups}
+
+    def group(self, name: str) -> Group:
+        """The group of that name; raises KeyError with the known names."""
+        if name in self._groups:
+            return self._groups[name]
+        raise KeyError(f"no feature group {name!r}; known: {', '.join(self._groups)}")
+
+    def features_of(self, group_name: str) -> tuple[Feature, ...]:
+        """The features of a group, in the order of its stored layout."""
+        return self._held.get(group_name, ())
+
+    def of(self, entity: str, source: str | None = None) -> tuple[Feature, ...]:
+        """The features of an entity, of one source or of both, in order."""
+        return tuple(f for f in self.features if f.entity == entity and source in (None, f.source))
+
+
+REGISTRY = Registry(GROUPS, FEATURES)
+
+
 def group(name: str) -> Group:
     """The group of that name; raises KeyError with the known names."""
-    for candidate in GROUPS:
-        if candidate.name == name:
-            return candidate
-    raise KeyError(f"no feature group {name!r}; known: {', '.join(g.name for g in GROUPS)}")
+    return REGISTRY.group(name)
 
 
 def features_of(group_name: str) -> tuple[Feature, ...]:
     """The features of a group, in the order of its stored layout."""
-    return tuple(f for f in FEATURES if f.group == group_name)
+    return REGISTRY.features_of(group_name)

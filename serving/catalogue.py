@@ -10,7 +10,7 @@ import msgspec
 from schemas.keys import ITEM, row_key
 from serving.stores.base import Store
 
-GROUP = "item"
+GROUP, USER_GROUP = "item", "user"
 CACHED_ITEMS = 100_000
 CACHE_SECONDS = 60.0
 
@@ -25,7 +25,16 @@ class CatalogueItem(msgspec.Struct, frozen=True):
     attributes: dict[str, str | None] | None = None
 
 
+class CatalogueUser(msgspec.Struct, frozen=True):
+    """What a user said at sign-up: the JSON value of family ``meta``, group ``user``. Times are microseconds, UTC."""
+
+    signup_at: int | None = None
+    country: str | None = None
+    attributes: dict[str, str | None] | None = None
+
+
 _decoder = msgspec.json.Decoder(CatalogueItem)
+_user_decoder = msgspec.json.Decoder(CatalogueUser)
 
 
 class Catalogue:
@@ -66,6 +75,14 @@ def decode_item(value: bytes) -> CatalogueItem | None:
     """A catalogue entry, None when its bytes are none."""
     try:
         return _decoder.decode(value)
+    except msgspec.DecodeError:
+        return None
+
+
+def decode_user(value: bytes) -> CatalogueUser | None:
+    """A user's entry, None when its bytes are none."""
+    try:
+        return _user_decoder.decode(value)
     except msgspec.DecodeError:
         return None
 

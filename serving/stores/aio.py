@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from serving.stores import StoreUriError
 from serving.stores.base import Active, Cell, DeadlineError, Family, FeatureWrite, ListWrite, StoreError
@@ -26,11 +26,13 @@ _T = TypeVar("_T")
 
 
 class AsyncStore(Protocol):
-    """Features, lists and pointers for one event loop.
+    """Features, lists and pointers for one event loop. ``waits``: calls wait for a network, so two at once take less time.
 
     Every method takes ``timeout``, seconds, and raises DeadlineError when it passes and StoreError when the store cannot
     answer. What a write that ran out of time did is unknown; repeating it is safe.
     """
+
+    waits: ClassVar[bool]
 
     async def read_features(self, rows: Sequence[str], family: Family, groups: Sequence[str],
                             timeout: float | None = None) -> list[dict[str, Cell]]:
@@ -93,6 +95,8 @@ def open_async(uri: str) -> AsyncStore:
 class AsyncSqliteStore:
     """A file: reads take tens of microseconds and run in the loop, less than a hop to a thread; SQLite itself looks at the
     clock and gives up. Writes wait for other writers, so they run in a thread."""
+
+    waits: ClassVar[bool] = False
 
     def __init__(self, path: str) -> None:
         self._path, self._closed = path, False

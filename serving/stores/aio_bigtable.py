@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import grpc
 
@@ -54,6 +54,8 @@ class AsyncBigtableStore:
     Raises:
       StoreError: not such a URI; credentials are only looked for at the first call.
     """
+
+    waits: ClassVar[bool] = True
 
     def __init__(self, uri: str) -> None:
         self._layout = Layout.of(uri)

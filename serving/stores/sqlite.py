@@ -68,6 +68,7 @@ class _Connection(sqlite3.Connection):
     """
 
     inode: int
+    leaves_checkpoints: bool = False
     until: list[float]
 
 
@@ -100,6 +101,7 @@ class SqliteStore:
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = False
+        self._checkpointer = Checkpointer(self._read)
 
     def _connection(self) -> _Connection:
         if self._pid != os.getpid():
@@ -241,12 +243,21 @@ class SqliteStore:
                     timestamps: Sequence[int]) -> int:
         """See Store."""
         _table(family)
+        self._checkpoint_beside()
         for start in range(0, len(rows), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
             cells = sorted(zip(rows[part], groups[part], timestamps[part], values[part], strict=True), key=_key)
             with self._transaction() as connection:
                 _put_features(connection, family, cells)
+            self._checkpointer.wrote(len(cells))
         return len(rows)
+
+    def _checkpoint_beside(self) -> None:
+        """From now on commits of this thread leave checkpoints to the checkpointer."""
+        connection = self._connection()
+        if not connection.leaves_checkpoints:
+            self._read(f"PRAGMA wal_autocheckpoint={BACKSTOP_PAGES}")
+            connection.leaves_checkpoints = True
 
     def read_lists(self, rows: Sequence[str], version: str) -> list[Cell | None]:
         """See Store."""
@@ -330,6 +341,7 @@ class SqliteStore:
         """See Store; calls that come later raise StoreError."""
         if self._pid != os.getpid():
             return
+        self._checkpointer.close()
         with self._lock:
             self._closed = True
             for connection in list(self._open):

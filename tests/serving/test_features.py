@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from serving_world import DAY, NOW
 
 from schemas.cells import LAYOUT, CellError, encode_list, encode_vector
-from schemas.features import FEATURES, Feature, features_of, group
+from schemas.features import FEATURES, GROUPS, Feature, Registry, features_of, group
 from schemas.keys import ITEM, STATUS, USER, row_key, status_key
 from schemas.stream_cells import PANE, RING, RINGS
-from serving import features as module
 from serving.catalogue import Catalogue
 from serving.features import SOURCES, FeatureReader, FeatureValue
 from serving.profile import read_user
@@ -96,13 +95,10 @@ def test_the_status_is_read_once_a_second(world):
     assert FeatureReader().status(world.store).written_at == NOW + DAY
 
 
-def test_where_both_have_a_feature_the_stream_wins_while_alive_then_batch_then_the_default(world, monkeypatch):
+def test_where_both_have_a_feature_the_stream_wins_while_alive_then_batch_then_the_default(world):
     """No feature is in both today; the rule is for the next one."""
     twin = Feature("count_click_1h", "user", "user_stats", "the same by name", source="batch", default=-1.0)
-    stats = (*features_of("user_stats"), twin)
-    monkeypatch.setattr(module, "FEATURES", (*FEATURES, twin))
-    monkeypatch.setattr(module, "features_of", lambda name: stats if name == "user_stats" else features_of(name))
-    module._plan.cache_clear()
+    stats, registry = (*features_of("user_stats"), twin), Registry(GROUPS, (*FEATURES, twin))
     put_panes(world, "ann", 3, NOW)
     vector = np.full(len(stats), np.nan, np.float32)
     vector[-1] = 7
@@ -110,8 +106,8 @@ def test_where_both_have_a_feature_the_stream_wins_while_alive_then_batch_then_t
     world.store.write_features([FeatureWrite(row_key(USER, u), "batch", "user_stats", cell) for u in ("ann", "bob")])
 
     def both(user, now=NOW):
-        one = read(world, user, now).values["count_click_1h"]
-        many = FeatureReader().many(world.store, "user", [user], now, ["count_click_1h"])
+        one = read(world, user, now, FeatureReader(registry=registry)).values["count_click_1h"]
+        many = FeatureReader(registry=registry).many(world.store, "user", [user], now, ["count_click_1h"])
         assert (one.value, one.source) == (many.values[0, 0], SOURCES[many.sources[0, 0]])
         return one
 
@@ -121,7 +117,6 @@ def test_where_both_have_a_feature_the_stream_wins_while_alive_then_batch_then_t
     assert both("bob") == FeatureValue(7.0, "batch", 3600.0)
     assert both("ann", NOW + DAY).source == "batch"
     assert both("ann", NOW + 8 * DAY).source == both("cat").source == "default"
-    module._plan.cache_clear()
 
 
 def test_a_user_whom_only_the_stream_knows_is_flagged(world):

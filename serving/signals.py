@@ -1,0 +1,209 @@
+"""What a request wants to know of its user, from one round of reads: Signals.
+
+The same answers as FeatureReader.one, for the few features that a request needs, in some tens of microseconds; numbers that are
+only logged are decoded when somebody looks at them.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import numpy as np
+
+from schemas.cells import decode_list, decode_vector
+from schemas.features import REGISTRY, SEGMENTS
+from schemas.keys import STREAM_JOB, SUPPRESSED, USER, row_key
+from schemas.put_cells import PUTS, Put, decode_puts
+from schemas.stream_cells import RECENT_WINDOW, decayed_scores, decode_session
+from schemas.workspace import DAY_MICROS
+from serving.catalogue import USER_GROUP, decode_user
+from serving.features import STATUS_SECONDS, StatusCache, together
+from serving.merge import BATCH_ROW, SOURCES, Listed, StreamStatus, is_fresh, merge_many, plan_of
+from serving.ranking.model import Signals
+from serving.stores.aio import AsyncStore
+from serving.stores.base import ANY, Cell, Family
+
+SUPPRESS_DAYS = 7
+"""A suppression older than this hides nothing: the batch features have had the event for days by then."""
+_WANTED: dict[Family, tuple[str, ...]] = {
+    "batch": ("user_stats", "user_affinity", "user_last_items", "user_consumed", PUTS),
+    "stream": ("user_panes", "user_day", "user_session", "user_preference", "user_recent", SUPPRESSED + ANY),
+    "meta": (USER_GROUP,),
+}
+_FEATURES = {f.name: f for f in REGISTRY.of("user")}
+_SEGMENT_AT = [f.name for f in REGISTRY.features_of("user_stats")].index("segment")
+_STREAMED = ("user_panes", "user_day", "user_session", "user_preference", "user_recent")
+
+
+class SignalReader:
+    """Reads signals for one event loop; holds only the status of the streaming job, for a second.
+
+    Args:
+      job: name of the streaming job; status_seconds: for how long its status is believed.
+    """
+
+    def __init__(self, job: str = STREAM_JOB, status_seconds: float = STATUS_SECONDS) -> None:
+        self._status = StatusCache(job, status_seconds)
+
+    async def read(self, store: AsyncStore, user_id: str, now: int, timeout: float | None = None) -> Signals:
+        """The signals of a user at ``now`` (microseconds), within ``timeout`` seconds.
+
+        Raises:
+          StoreError: the store cannot be read (DeadlineError: not in time).
+          CellError: a cell is broken.
+        """
+        row = row_key(USER, user_id)
+        if not self._status.is_old:
+            return signals_of(await store.read_row(row, _WANTED, timeout), self._status.status, now)
+        cells, status = await together(store, store.read_row(row, _WANTED, timeout), self._status.fetch(store, timeout))
+        return signals_of(cells, status, now)
+
+
+def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus | None, now: int) -> Signals:
+    """Signals from the cells of a user; raises CellError."""
+    batch, stream, meta = cells["batch"], cells["stream"], cells["meta"]
+    alive = status is not None and status.alive(_FEATURES["recent_items"], now)
+    puts = decode_puts(batch[PUTS].value) if PUTS in batch else {}
+    held = _Batch(batch, puts, now)
+    since = now - SUPPRESS_DAYS * DAY_MICROS
+    hidden = {group[len(SUPPRESSED):] for group, cell in stream.items()
+              if group.startswith(SUPPRESSED) and cell.timestamp >= since}
+    hidden.update(held.listed("consumed_items", "user_consumed", counts_always=True)[0])
+    in_batch, in_stream = BATCH_ROW["user"] in batch, any(group in stream for group in _STREAMED)
+    session = decode_session(stream["user_session"].value) if alive and "user_session" in stream else None
+    session = session if session is not None and session.is_open(now) else None
+    values = _Values(batch, stream, status, now)
+    return Signals(
+        known=bool(batch) or in_stream,
+        hidden=frozenset(hidden),
+        session=list(zip(session.items[0], session.items[2].tolist(), strict=True)) if session is not None else (),
+        history=_history(stream.get("user_recent") if alive else None, held, now),
+        preference=_preference(stream.get("user_preference") if alive else None, held, now),
+        low_confidence=in_stream and not in_batch,
+        segment=SEGMENTS[int(held.segment)] if batch else "new" if in_stream else None,
+        attributes=_attributes(meta.get(USER_GROUP)),
+        values=values, sources=_Sources(values))
+
+
+class _Batch:
+    """Batch values of a user: the newest of a group's cell and of what was PUT, while it is younger than its ttl."""
+
+    def __init__(self, cells: Mapping[str, Cell], puts: Mapping[str, Put], now: int) -> None:
+        self._cells, self._puts, self._now = cells, puts, now
+
+    def _put(self, name: str, cell: Cell | None) -> Put | None:
+        put = self._puts.get(name)
+        if put is None or not is_fresh(put, _FEATURES[name], self._now):
+            return None
+        return put if cell is None or not self._is_fresh(name, cell) or put.computed_at >= cell.timestamp else None
+
+    def _is_fresh(self, name: str, cell: Cell) -> bool:
+        return self._now - cell.timestamp <= _FEATURES[name].ttl * 1_000_000
+
+    def listed(self, name: str, group: str, counts_always: bool = False) -> Listed:
+        """A list feature; with ``counts_always`` whatever its age."""
+        cell = self._cells.get(group)
+        put = self._put(name, cell) if self._puts else None
+        if put is not None and isinstance(put.value, tuple):
+            return put.value
+        if cell is None or not (counts_always or self._is_fresh(name, cell)):
+            return _NOTHING
+        return decode_list(cell.value)
+
+    @property
+    def segment(self) -> float:
+        """Code of the segment."""
+        cell = self._cells.get(BATCH_ROW["user"])
+        put = self._put("segment", cell) if self._puts else None
+        if put is not None and not isinstance(put.value, tuple):
+            found = put.value
+        elif cell is not None and self._is_fresh("segment", cell):
+            found = float(decode_vector(cell.value)[_SEGMENT_AT])
+        else:
+            found = math.nan
+        default = _FEATURES["segment"].default or 0.0
+        return found if 0 <= found < len(SEGMENTS) else default
+
+
+def _history(recent: Cell | None, held: _Batch, now: int) -> list[tuple[str, float]]:
+    """Items of both lists, newest first, each with its newest entry; of entries of one time the stream's."""
+    ids, times, scores = held.listed("last_items", "user_last_items")
+    entries = list(zip(times.tolist(), ids, scores.tolist(), strict=True))
+    if recent is not None:
+        ids, times, scores = decode_list(recent.value)
+        lately = zip(times.tolist(), ids, scores.tolist(), strict=True)
+        entries = [entry for entry in lately if now - RECENT_WINDOW < entry[0] <= now] + entries
+        entries.sort(key=_time_of, reverse=True)  # two runs, each in order
+        newest: dict[str, float] = {}
+        for _, item, score in entries:
+            newest.setdefault(item, score)
+        return list(newest.items())
+    return [(item, score) for _, item, score in entries]
+
+
+_time_of = operator.itemgetter(0)
+
+
+def _preference(cell: Cell | None, held: _Batch, now: int) -> dict[str, float]:
+    """Share per category, highest first: of the last hours; where there is none, of 30 days."""
+    if cell is not None:
+        names, scores = decayed_scores(cell.value, now)
+        if names:
+            return dict(zip(names, (scores / max(1, int(scores.sum()))).astype(np.float32).tolist(), strict=True))
+    names, _, shares = held.listed("category_affinity_30d", "user_affinity")
+    return dict(zip(names, shares.tolist(), strict=True))
+
+
+def _attributes(cell: Cell | None) -> dict[str, str]:
+    """What the user said at sign-up: country and attributes; nothing where it cannot be read."""
+    user = decode_user(cell.value) if cell is not None else None
+    if user is None:
+        return {}
+    known = {name: value for name, value in (user.attributes or {}).items() if value is not None}
+    return {"country": user.country, **known} if user.country is not None else known
+
+
+class _Values(Mapping[str, float]):
+    """Numbers of a user that are no defaults, by feature name: decoded when the first is asked for."""
+
+    def __init__(self, batch: Mapping[str, Cell], stream: Mapping[str, Cell], status: StreamStatus | None, now: int) -> None:
+        self._batch, self._stream, self._status, self._now = batch, stream, status, now
+
+    @cached_property
+    def found(self) -> dict[str, tuple[float, str]]:
+        """(value, source) by name."""
+        found = merge_many(REGISTRY, "user", plan_of(REGISTRY, "user", None), [self._batch], [self._stream], self._status,
+                           self._now)
+        return {name: (value, SOURCES[code]) for name, value, code in
+                zip(found.names, found.values[0].tolist(), found.sources[0].tolist(), strict=True) if code}
+
+    def __getitem__(self, name: str) -> float:
+        return self.found[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+class _Sources(Mapping[str, str]):
+    """Where the numbers of _Values are from."""
+
+    def __init__(self, values: _Values) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> str:
+        return self._values.found[name][1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values.found)
+
+    def __len__(self) -> int:
+        return len(self._values.found)
+
+
+_NOTHING: Listed = [], np.zeros(0, np.int64), np.zeros(0, np.float32)
