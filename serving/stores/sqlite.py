@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from serving.stores.base import ANY, MAX_PREFIX_CELLS, Active, Cell, DeadlineError, Family, FeatureWrite, ListWrite, StoreError
+from serving.stores.wal import BACKSTOP_PAGES, Checkpointer
 
 LAYOUT = 1
 """Layout of the file (PRAGMA user_version); another one is refused."""
