@@ -1,18 +1,25 @@
-"""Writes every user's ranked list under a shadow version; nobody reads it before 'beamrec publish VERSION'.
+"""Writes users' ranked lists under a shadow version; nobody reads it before 'beamrec publish VERSION'.
 
   beamrec recommend                        as of the workspace clock's midnight, with the newest model
   beamrec recommend --as-of 1998-04-23 --model VERSION
+  beamrec recommend --active-within 1h     new lists of the version that is served, for users with events in the last hour
 
 User vectors come from the model's user tower, candidates from the item index, item co-occurrence and popularity. What a
 user has consumed and what is no longer active is left out; every item says why it is there. Unknown users get the popular
 items. The version's name follows from the content of its inputs: the same inputs give the same version, and a version that
 is complete is not written again.
+
+--active-within makes no version: users that were active get newer lists in the versions they are served (the challenger's
+users in the challenger's), from what the stream knows of them. Run it every 15 minutes beside the nightly run:
+  */15 * * * *  beamrec recommend --active-within 1h --quiet
+   10  1 * * *  beamrec run --quiet
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 
 from beam_pipelines.cli.main import print_json
 from beam_pipelines.errors import UserError
@@ -33,12 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"weight of item co-occurrence beside the two-tower's 1 (default: {blend.item_cf})")
     parser.add_argument("--popularity", type=float, default=blend.popularity, metavar="W",
                         help=f"weight of popularity (default: {blend.popularity})")
+    parser.add_argument("--active-within", metavar="TIME", help="like 1h, 90m or 2d: only refresh the lists of who was active; "
+                        "what the lists are made with is that of their version")
     add_common_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the lists and prints the version."""
     config = Config.from_args(args)
+    if args.active_within is not None:
+        return _refresh(config, args)
     if not 1 <= args.length <= 1000:
         raise UserError(f"--length is a number from 1 to 1000, not {args.length}")
     if args.ttl_days <= 0 or args.item_cf < 0 or args.popularity < 0:
@@ -59,3 +70,33 @@ def run(args: argparse.Namespace) -> int:
               f"popularity alone; model {report.model_version}, retrieval recall {recall}")
     print(f"next: beamrec publish {report.version}")
     return 0
+
+
+def _refresh(config: Config, args: argparse.Namespace) -> int:
+    if args.as_of or args.model:
+        raise UserError("--active-within refreshes lists of the version that is served, now: leave --as-of and --model out")
+    seconds = parse_span(args.active_within)
+    from beam_pipelines.jobs import refresh
+
+    report = refresh.run(config, seconds, args.surface)
+    users = sum(report.users.values())
+    if args.json:
+        print_json({**dataclasses.asdict(report), "users_per_s": users / max(report.seconds, 1e-9)})
+    elif users:
+        said = ", ".join(f"{count:,} of version {version}" for version, count in sorted(report.users.items()))
+        print(f"{users:,} users were active in the last {args.active_within}: new lists, {said}, in {report.seconds:.1f} s")
+    else:
+        print(f"nobody was active in the last {args.active_within}: no list was changed")
+    return 0
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_span(text: str) -> float:
+    """Seconds of ``45s``, ``90m``, ``1h`` or ``2d``; raises UserError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds <= 366 * 86_400:
+        raise UserError(f"--active-within is a time like 1h, 90m or 2d, not {text!r}")
+    return seconds
