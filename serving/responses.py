@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
 
 import msgspec
 
-ServedFrom = Literal["list", "expired_list", "popular", "popular_in_memory"]
-"""The tier that answered: the user's own list; that list past its expires_at; the popular list of the store (a user
-without a list); the popular list kept in memory (the store cannot be read)."""
+from serving.ranking.model import Tier
+
+ServedFrom = Tier
+"""The tier that answered: ``serving.ranking.model.Tier``."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -21,9 +21,14 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 class Metadata(msgspec.Struct, frozen=True):
-    """What to draw; null where the catalogue does not know it."""
+    """What to draw; null where the catalogue does not know it. ``category`` is the first of ``categories``."""
 
     title: str | None
+    image: str | None = None
+    price: float | None = None
+    category: str | None = None
+    categories: list[str] = []
+    attributes: dict[str, str | None] = {}
 
 
 class RankedItem(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ class Settings:
       bundles: folder of bundles; None: the workspace's.
       stream_job: name of the streaming job whose values are read.
       workers: processes that share each limit.
+      events: take events too; else a collector does, and only what was served is told.
       partitions: of logs that are not there yet.
       cors_origins: web origins that may call this API; "*" for all.
       mask: secret under which user ids are hashed in logs; "" for one of this process.
@@ -48,6 +49,7 @@ class Settings:
     bundles: Path | None = None
     stream_job: str = STREAM_JOB
     workers: int = 1
+    events: bool = True
     partitions: int = 4
     cors_origins: tuple[str, ...] = ()
     mask: str = ""

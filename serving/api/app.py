@@ -1,4 +1,4 @@
-"""beamrec over HTTP: recommendations, features, events, versions. This page is made from /openapi.json."""
+"""beamrec over HTTP: recommendations, features, events, versions."""
 
 from __future__ import annotations
 
@@ -8,26 +8,75 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import ModuleType
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
+from starlette.middleware.cors import CORSMiddleware
 
-from serving.api import events, page, recommendations, status, users
+from serving.api import events, models, page, recommendations, status, users
 from serving.api.openapi import describe
 from serving.api.problems import add_problems
+from serving.api.recommendations import Lists
 from serving.api.state import State
 from serving.logs import LOGGER
 from serving.settings import Settings
 
-AREAS: tuple[ModuleType, ...] = (recommendations, events, status, users, page)
+AREAS: tuple[ModuleType, ...] = (recommendations, events, models, users, status, page)
 """Modules of routes: each has ``router(state) -> APIRouter`` and SCHEMAS, the structs that its routes speak of."""
 _GARBAGE = 20_000
 """New objects between collections."""
 _log = logging.getLogger(LOGGER)
+Message = dict[str, Any]
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+class App:
+    """The ASGI application: the hot route first, then FastAPI; every answer is counted.
+
+    Attributes:
+      state: of the worker.
+      fastapi: all other routes.
+    """
+
+    def __init__(self, state: State, fastapi: FastAPI, inner: Any) -> None:
+        self.state, self.fastapi, self._inner = state, fastapi, inner
+        self._counters, self._lists, self._log = state.counters, state.lists, state.settings.log_requests
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]],
+                       send: Callable[[Message], Awaitable[None]]) -> None:
+        """One request, or the lifespan."""
+        if scope["type"] != "http":
+            return await self._inner(scope, receive, send)
+        if not self._log and scope["method"] == "GET" and scope["path"] == recommendations.PATH \
+                and not self.state.settings.cors_origins:
+            return await self._lists.asgi(scope, send)
+        started, status = time.perf_counter(), 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._inner(scope, receive, sending)
+        finally:
+            took, route = time.perf_counter() - started, _route(scope)
+            self._counters.answered(route, status, took)
+            if self._log:
+                _log.info("request", extra={"fields": {"method": scope["method"], "path": route, "status": status,
+                                                       "ms": round(took * 1000, 3)}})
+
+
+def _route(scope: Message) -> str:
+    """The path without what stands in it: an id may be a user's, and there is no end of them."""
+    route = scope.get("route")
+    return str(getattr(route, "path", "other"))
+
+
+def create_app(settings: Settings | None = None) -> App:
     """The application; settings default to the environment's (granian calls this in each worker)."""
     state = State(settings or Settings.from_env())
+    state.lists = Lists(state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,25 +88,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await state.close()
 
     app = FastAPI(title="beamrec", version="1", lifespan=lifespan, default_response_class=Response)
-    app.state.worker = state
     add_problems(app)
-    if state.settings.log_requests:
-        app.middleware("http")(_log_request)
     for area in AREAS:
         app.include_router(area.router(state))
     describe(app, (shape for area in AREAS for shape in area.SCHEMAS), __doc__ or "")
-    return app
-
-
-async def _log_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    started = time.perf_counter()
-    response = await call_next(request)
-    _log.info("request", extra={"fields": {"method": request.method, "path": _path(request), "status": response.status_code,
-                                           "ms": round((time.perf_counter() - started) * 1000, 3)}})
-    return response
-
-
-def _path(request: Request) -> str:
-    """The path without what stands in it: an id may be a user's."""
-    route = request.scope.get("route")
-    return str(getattr(route, "path", request.url.path))
+    origins = list(state.settings.cors_origins)
+    inner = CORSMiddleware(app, origins, allow_methods=["GET", "POST", "PUT"], allow_headers=["*"]) if origins else app
+    return App(state, app, inner)

@@ -25,9 +25,10 @@ _KEY = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": 
 def router(state: State) -> APIRouter:
     """The routes of events, items and users."""
     routes = APIRouter(tags=["events"])
+    writer = state.guard.needs("write_events")
 
     @routes.post("/v1/events", summary="Take events", status_code=202, responses=_said(), openapi_extra=_events_body())
-    async def events(request: Request, caller: Caller = state.guard.needs("write_events")) -> Response:
+    async def events(request: Request, caller: Caller = writer) -> Response:
         router = _collector(state).router
         content, key = await read_body(request), request.headers.get("idempotency-key")
         quick = await router.accept_quickly(content) if key is None else None
@@ -40,14 +41,14 @@ def router(state: State) -> APIRouter:
 
     @routes.put("/v1/items/{item_id:path}", summary="Add, change or remove an item", status_code=202, responses=_said(),
                 openapi_extra=body(ItemIn, "the whole item; the newest updated_at wins"))
-    async def put_item(item_id: str, request: Request, caller: Caller = state.guard.needs("write_events")) -> Response:
+    async def put_item(item_id: str, request: Request, caller: Caller = writer) -> Response:
         outcome = await _collector(state).upserts["item"].put(item_id, await read_body(request))
         audit(caller, "item", item_id=item_id[:256], status=outcome.status)
         return _response(outcome)
 
     @routes.put("/v1/users/{user_id:path}", summary="Add or change a user", status_code=202, responses=_said(),
                 openapi_extra=body(UserIn, "the whole user; the newest updated_at wins"))
-    async def put_user(user_id: str, request: Request, caller: Caller = state.guard.needs("write_events")) -> Response:
+    async def put_user(user_id: str, request: Request, caller: Caller = writer) -> Response:
         outcome = await _collector(state).upserts["user"].put(user_id, await read_body(request))
         audit(caller, "user", user=state.mask(user_id), status=outcome.status)
         return _response(outcome)

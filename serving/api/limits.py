@@ -10,7 +10,7 @@ MAX_ID, MAX_PAGE, MAX_EXCLUDE, MAX_EXCLUDE_BYTES, MAX_ITEMS = 256, 100, 500, 16_
 MAX_RERANK = 500
 """Items of a list that the client brings."""
 MAX_BODY = 1 << 20
-MAX_QUERY = 32_768
+MAX_QUERY = 65_536
 _MAX_BUCKETS = 10_000
 """Keys and addresses that are told apart; more share the oldest one's place."""
 

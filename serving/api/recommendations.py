@@ -1,64 +1,110 @@
-"""GET /v1/recommendations: one page of a user's ranked list."""
+"""Ranked lists: GET /v1/recommendations and GET /recommendations/{user_id}.
+
+GET /v1/recommendations is what this server is for: ``Lists.asgi`` answers it before any framework looks at it.
+"""
 
 from __future__ import annotations
 
-import secrets
-from typing import Annotated
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Request, Response
+from starlette.datastructures import Headers
 
-from serving import read
-from serving.api.limits import MAX_EXCLUDE, MAX_EXCLUDE_BYTES, MAX_ID, MAX_PAGE
 from serving.api.openapi import responses
-from serving.api.problems import invalid, unavailable
+from serving.api.pages import Pages
+from serving.api.parameters import LIST_PARAMETERS, USER_PARAMETERS, list_ask, user_ask
+from serving.api.problems import CONTENT_TYPE, ProblemError, failure, unavailable
 from serving.api.state import State
-from serving.responses import ParameterError, Recommendations
+from serving.ladder import NothingPublishedError
+from serving.ranking.model import Ask
+from serving.recommender import Answer
+from serving.responses import Recommendations
 
+PATH = "/v1/recommendations"
 SCHEMAS = (Recommendations,)
-_ID = r"^[^\x00-\x1f\x7f]+$"
-_SURFACE = r"^[a-z0-9][a-z0-9_-]*$"
-_encode = msgspec.json.Encoder().encode
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+_OK = [(b"content-type", b"application/json"), (b"cache-control", b"private, no-store")]
+_NOTHING: dict[str, bytes] = {}
 
-UserId = Annotated[str, Query(min_length=1, max_length=MAX_ID, pattern=_ID, description="whose list; unknown: popular items")]
-Context = Annotated[str, Query(min_length=1, max_length=32, pattern=_SURFACE,
-                               description="where it is shown; one without lists of its own gets homepage's")]
-PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE, description="items per page")]
-PageCursor = Annotated[str | None, Query(max_length=read.MAX_CURSOR, description="next_cursor of the page before")]
-Exclude = Annotated[list[str], Query(max_length=MAX_EXCLUDE, description="item ids to leave out: repeated, or with commas")]
+
+class Lists:
+    """Answers with lists."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._pages = Pages()
+
+    async def page(self, ask: Ask) -> tuple[bytes, Answer]:
+        """The body of a page; raises ProblemError 503."""
+        state = self._state
+        try:
+            answer = await state.recommender.recommend(ask)
+        except NothingPublishedError as error:
+            raise unavailable(str(error), title="No recommendations yet") from error
+        started = time.perf_counter()
+        missing = self._pages.missing(answer)
+        body = self._pages.encode(ask, answer, await state.titles.of(missing) if missing else _NOTHING)
+        state.counters.step("encode", time.perf_counter() - started)
+        return body, answer
+
+    def told(self, ask: Ask, answer: Answer) -> None:
+        """Counts an answer that has left, and logs it for training."""
+        state, ranked = self._state, answer.ranked
+        counters = state.counters
+        counters.listed(ask.context, answer.candidates.tier, answer.candidates.version, ranked.explored >= 0,
+                        not answer.signals.missing, len(ranked.item_ids) < ask.page_size and not len(ask.shown))
+        for step, seconds in answer.seconds.items():
+            counters.step(step, seconds)
+        counters.shown.add(ranked.item_ids)
+        if state.truth is not None:
+            state.truth.tell(ask, answer)
+
+    async def asgi(self, scope: dict[str, Any], send: Send) -> None:
+        """One GET of PATH."""
+        started = time.perf_counter()
+        asked: tuple[Ask, Answer] | None = None
+        status = 200
+        try:
+            guard, headers = self._state.guard, Headers(scope=scope)
+            guard.check(headers, "read", scope["client"][0] if scope["client"] else "")
+            ask = list_ask(scope["query_string"])
+            body, answer = await self.page(ask)
+            asked, head = (ask, answer), _OK
+        except Exception as error:
+            problem = error if isinstance(error, ProblemError) else failure(PATH, error)
+            status, body = problem.status, problem.body()
+            head = [(b"content-type", CONTENT_TYPE.encode()),
+                    *((name.lower().encode(), value.encode()) for name, value in problem.headers.items())]
+        await send({"type": "http.response.start", "status": status,
+                    "headers": [*head, (b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+        self._state.counters.answered(PATH, status, time.perf_counter() - started)
+        if asked is not None:
+            self.told(*asked)
+
+    async def response(self, ask: Ask) -> Response:
+        """A page as a FastAPI route answers it."""
+        body, answer = await self.page(ask)
+        self.told(ask, answer)
+        return Response(body, media_type="application/json", headers={"Cache-Control": "private, no-store"})
 
 
 def router(state: State) -> APIRouter:
     """The routes of lists."""
-    routes = APIRouter(tags=["recommendations"])
+    routes, lists = APIRouter(tags=["recommendations"]), state.lists
+    may_read = [state.guard.needs("read")]
+    said = responses(Recommendations, 401, 403, 422, 429, 503, description="a page")
 
-    @routes.get("/v1/recommendations", summary="One page of a user's ranked list", dependencies=[state.guard.needs("read")],
-                responses=responses(Recommendations, 401, 403, 422, 429, 503, description="a page"))
-    async def recommendations(  # the reads take microseconds, less than a hop to another thread
-        user_id: UserId, context: Context = read.HOMEPAGE, page_size: PageSize = 20, cursor: PageCursor = None,
-        exclude: Exclude = [],  # noqa: B006 - FastAPI copies defaults
-    ) -> Response:
-        try:
-            asked = read.Request(user_id, context, page_size, read.Cursor.decode(cursor) if cursor else None,
-                                 _excluded(exclude))
-        except read.CursorError as error:
-            raise invalid([ParameterError("cursor", str(error))]) from error
-        except ValueError as error:
-            raise invalid([ParameterError("exclude", str(error))]) from error
-        try:
-            answer = state.reader.recommend(asked, secrets.token_hex(16))
-        except read.NothingPublishedError as error:
-            raise unavailable(str(error), title="No recommendations yet") from error
-        return Response(_encode(answer), media_type="application/json", headers={"Cache-Control": "private, no-store"})
+    @routes.get(PATH, summary="One page of a user's ranked list", dependencies=may_read, responses=said,
+                openapi_extra={"parameters": LIST_PARAMETERS})
+    async def recommendations(request: Request) -> Response:
+        return await lists.response(list_ask(request.scope["query_string"]))
+
+    @routes.get("/recommendations/{user_id:path}", summary="A user's ranked list", dependencies=may_read, responses=said,
+                openapi_extra={"parameters": USER_PARAMETERS})
+    async def of_user(request: Request) -> Response:
+        return await lists.response(user_ask(request.path_params["user_id"], request.scope["query_string"]))
 
     return routes
-
-
-def _excluded(values: list[str]) -> frozenset[str]:
-    """The ids of all values; a value with commas stands for itself and for its parts. Raises ValueError on too many."""
-    if sum(map(len, values)) > MAX_EXCLUDE_BYTES:
-        raise ValueError(f"at most {MAX_EXCLUDE_BYTES} characters")
-    ids = frozenset(part for value in values for part in (value, *value.split(",")) if part)
-    if len(ids) > MAX_EXCLUDE + len(values):
-        raise ValueError(f"at most {MAX_EXCLUDE} item ids")
-    return ids

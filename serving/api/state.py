@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from typing import TYPE_CHECKING
 
 from schemas.workspace import Workspace
-from serving import read
 from serving.api.auth import Guard
+from serving.api.metrics import ServeCounters
+from serving.api.titles import Titles
 from serving.collector.app import Collector
-from serving.collector.settings import CollectorSettings
+from serving.collector.settings import CollectorSettings, beside
 from serving.features import FeatureReader
+from serving.ladder import Breakers, NothingPublishedError
 from serving.logs import LOGGER, Mask
+from serving.ranking.policy import load
+from serving.recommender import Recommender
 from serving.settings import Clock, Settings
-from serving.stores import open_store
+from serving.stores.aio import AsyncStore, open_async
+from serving.truth import Truth
+
+if TYPE_CHECKING:
+    from serving.api.recommendations import Lists
 
 _log = logging.getLogger(LOGGER)
 
 
 class State:
-    """One worker.
+    """One worker. What needs the running loop is there from ``open`` on: routes use it, router functions do not.
 
     Attributes:
       settings, workspace: of this server.
       clock: microseconds since 1970 by the workspace's clock.
       guard: who may do what: ``guard.needs(role)`` is a FastAPI dependency that gives the Caller.
       mask: what stands in a log for a user id.
-      reader: lists from the store.
+      counters: for /metrics.
       features: reads features by name.
+      lists: answers with lists.
+      store: of features, lists and versions.
+      recommender: makes lists; it holds the bundles, versions and breakers.
+      titles: metadata of items that no bundle holds.
       collector: takes events, items and users; None without an event log.
+      truth: logs what was served; None without an event log.
     """
+
+    lists: Lists
+    store: AsyncStore
+    recommender: Recommender
+    titles: Titles
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -37,19 +55,33 @@ class State:
         self.clock = Clock(self.workspace)
         self.guard = Guard(settings)
         self.mask = Mask(settings.mask)
-        self.reader = read.ListReader(partial(open_store, settings.store, create=False), self.clock, _tell)
-        self.features = FeatureReader()
+        self.counters = ServeCounters()
+        self.features = FeatureReader(settings.stream_job)
         self.collector: Collector | None = None
+        self.truth: Truth | None = None
+
+    @property
+    def breakers(self) -> Breakers:
+        """One per dependency of a request."""
+        return self.recommender.breakers
 
     async def open(self) -> None:
         """Opens stores and logs in the running loop; raises LogError."""
         settings = self.settings
+        self.store = open_async(settings.store)
+        self.titles = Titles(self.store)
+        folder = settings.bundles or self.workspace.bundles
+        self.recommender = Recommender(self.store, self.clock, folder, load(settings.policies), settings.stream_job)
         if settings.log is not None:
-            self.collector = Collector(CollectorSettings(settings.log, settings.store, settings.partitions))
-            self.collector.open()
+            if settings.events:
+                self.collector = Collector(CollectorSettings(settings.log, settings.store, settings.partitions))
+                self.collector.open()
+            self.truth = Truth(beside(settings.log, "served", max(settings.partitions, settings.workers)), self.counters.truth)
+            self.truth.start()
+        await self.recommender.open()
         try:
-            _log.info("worker started", extra={"fields": {"state": self.reader.check()}})  # also loads the popular lists
-        except read.NothingPublishedError as reason:
+            _log.info("worker started", extra={"fields": {"state": self.recommender.check()}})
+        except NothingPublishedError as reason:
             _log.warning("worker started without recommendations", extra={"fields": {"detail": str(reason)}})
 
     async def close(self) -> None:
@@ -57,10 +89,8 @@ class State:
         if self.collector is not None:
             await self.collector.flush()
             self.collector.close()
-        self.reader.close()
+        if self.truth is not None:
+            await self.truth.close()
+        await self.recommender.close()
+        await self.store.close()
         _log.info("worker stopped")
-
-
-def _tell(event: str, fields: dict[str, str]) -> None:
-    level = logging.WARNING if event.startswith("unreadable") or event.endswith("unreadable") else logging.INFO
-    _log.log(level, event, extra={"fields": fields})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 from fastapi import APIRouter, Response
 
-from serving import read
 from serving.api.openapi import responses
 from serving.api.problems import unavailable
 from serving.api.state import State
+from serving.ladder import NothingPublishedError
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -32,8 +32,8 @@ def router(state: State) -> APIRouter:
     @routes.get("/readyz", summary="There are lists to answer with", responses=responses(Health, 503))
     async def readyz() -> Response:
         try:
-            return Response(_encode(Health(state.reader.check())), media_type="application/json")
-        except read.NothingPublishedError as error:
+            return Response(_encode(Health(state.recommender.check())), media_type="application/json")
+        except NothingPublishedError as error:
             raise unavailable(str(error), title="No recommendations yet") from error
 
     return routes

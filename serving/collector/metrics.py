@@ -30,12 +30,16 @@ class Histogram:
     def lines(self, name: str) -> Iterator[str]:
         """As Prometheus has it: cumulative."""
         yield f"# TYPE {name} histogram"
-        total = 0
+        yield from self.samples(name)
+
+    def samples(self, name: str, label: str = "") -> Iterator[str]:
+        """``lines`` without the type, all with a further label."""
+        total, comma, braces = 0, f"{label}," if label else "", f"{{{label}}}" if label else ""
         for bound, count in zip((*map(str, _SECONDS), "+Inf"), self._counts, strict=True):
             total += count
-            yield f'{name}_bucket{{le="{bound}"}} {total}'
-        yield f"{name}_sum {self._sum:.6f}"
-        yield f"{name}_count {total}"
+            yield f'{name}_bucket{{{comma}le="{bound}"}} {total}'
+        yield f"{name}_sum{braces} {self._sum:.6f}"
+        yield f"{name}_count{braces} {total}"
 
 
 class Counters:
@@ -71,11 +75,11 @@ class Counters:
     def text(self) -> str:
         """The Prometheus text format."""
         lines: list[str] = []
-        lines += _labelled(names.COLLECT_ACCEPTED, ("event_type", "device"), self.accepted)
-        lines += _labelled(names.COLLECT_REJECTED, ("reason",), {(k,): v for k, v in self.rejected.items()})
-        lines += _labelled(names.COLLECT_REQUESTS, ("route", "status"), self.requests)
-        lines += _labelled(names.COLLECT_SUPPRESSIONS, ("outcome",), {(k,): v for k, v in self.suppressions.items()})
-        lines += _labelled(names.COLLECT_UPSERTS, ("entity",), {(k,): v for k, v in self.upserts.items()})
+        lines += labelled(names.COLLECT_ACCEPTED, ("event_type", "device"), self.accepted)
+        lines += labelled(names.COLLECT_REJECTED, ("reason",), {(k,): v for k, v in self.rejected.items()})
+        lines += labelled(names.COLLECT_REQUESTS, ("route", "status"), self.requests)
+        lines += labelled(names.COLLECT_SUPPRESSIONS, ("outcome",), {(k,): v for k, v in self.suppressions.items()})
+        lines += labelled(names.COLLECT_UPSERTS, ("entity",), {(k,): v for k, v in self.upserts.items()})
         for name, value in ((names.COLLECT_PACKS, self.packs), (names.COLLECT_PACK_EVENTS, self.pack_events),
                             (names.COLLECT_LOG_FAILURES, self.log_failures),
                             (names.COLLECT_STAMP_FAILURES, self.stamp_failures)):
@@ -87,7 +91,8 @@ class Counters:
         return "\n".join(lines) + "\n"
 
 
-def _labelled(name: str, labels: tuple[str, ...], counts: dict) -> Iterator[str]:
+def labelled(name: str, labels: tuple[str, ...], counts: Mapping) -> Iterator[str]:
+    """A counter by the values of labels, in the Prometheus text format."""
     yield f"# TYPE {name} counter"
     for values, count in sorted(counts.items()):
         said = ",".join(f'{label}="{_escape(str(value))}"' for label, value in zip(labels, values, strict=True))

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import fastavro
-import fastavro.schema
 import numpy as np
 import pyarrow as pa
 
@@ -16,9 +15,7 @@ from schemas import avro
 from schemas.arrow import arrow_schema
 from schemas.tables import DEAD_LETTERS
 from transforms.records.base import NOT_AVRO, UNKNOWN_FORMAT, UNKNOWN_SCHEMA, Records
-
-MARK = b"\xc3\x01"
-_HEAD = len(MARK) + 8
+from transforms.records.single_object import HEAD_BYTES, MARK, head, writers
 
 
 def encode_upsert(entity: str, values: Mapping[str, Any]) -> bytes:
@@ -28,7 +25,7 @@ def encode_upsert(entity: str, values: Mapping[str, Any]) -> bytes:
       ValueError, TypeError: a value that does not fit the newest schema of the entity.
     """
     stream = io.BytesIO()
-    stream.write(_writer(entity))
+    stream.write(head(entity))
     fastavro.schemaless_writer(stream, _schema(entity), dict(values))
     return stream.getvalue()
 
@@ -67,14 +64,14 @@ class _UnreadableError(ValueError):
 
 
 def _read(record: bytes, entity: str) -> dict[str, Any]:
-    if record[:2] != MARK or len(record) < _HEAD:
+    if record[:2] != MARK or len(record) < HEAD_BYTES:
         raise _UnreadableError(UNKNOWN_FORMAT)
-    writer = _fingerprints(entity).get(record[2:_HEAD])
+    writer = writers(entity).get(record[2:HEAD_BYTES])
     if writer is None:
         raise _UnreadableError(UNKNOWN_SCHEMA)
-    stream = io.BytesIO(record[_HEAD:])
+    stream = io.BytesIO(record[HEAD_BYTES:])
     found = fastavro.schemaless_reader(stream, dict(writer), avro.load(entity))
-    if stream.tell() != len(record) - _HEAD:
+    if stream.tell() != len(record) - HEAD_BYTES:
         raise ValueError("bytes follow the record")
     if not isinstance(found, dict) or not found[f"{entity}_id"]:
         raise ValueError("it has no id")
@@ -84,19 +81,3 @@ def _read(record: bytes, entity: str) -> dict[str, Any]:
 @functools.cache
 def _schema(entity: str) -> Any:
     return fastavro.parse_schema(avro.load(entity))
-
-
-@functools.cache
-def _writer(entity: str) -> bytes:
-    return MARK + _fingerprint(avro.load(entity))
-
-
-@functools.cache
-def _fingerprints(entity: str) -> dict[bytes, Mapping[str, Any]]:
-    return {_fingerprint(schema): schema for version in avro.versions(entity) for schema in (avro.load(entity, version),)}
-
-
-def _fingerprint(schema: Mapping[str, Any]) -> bytes:
-    """CRC-64-AVRO, little-endian as the single-object encoding has it."""
-    text = fastavro.schema.to_parsing_canonical_form(dict(schema))
-    return bytes.fromhex(fastavro.schema.fingerprint(text, "CRC-64-AVRO"))

@@ -1,0 +1,110 @@
+"""What a worker counts. Plain numbers: one process, one event loop."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from schemas import metric_names as names
+from serving.collector.metrics import Histogram, labelled
+
+SHOWN_SECONDS, MAX_SHOWN_ITEMS = 3600.0, 1_000_000
+CONTEXTS = frozenset(("homepage", "item", "cart", "email"))
+"""Contexts that are told apart; a name comes from outside, so others are one."""
+_MAX_VERSIONS = 64
+
+
+class Shown:
+    """How often each item was shown, in this hour and the one before."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._since = now()
+        self._this: Counter[str] = Counter()
+        self._last: Counter[str] = Counter()
+
+    def add(self, item_ids: Iterable[str]) -> None:
+        """Counts a page."""
+        now = self._now()
+        if now - self._since > SHOWN_SECONDS or len(self._this) > MAX_SHOWN_ITEMS:
+            self._last, self._this = (self._this if now - self._since < 2 * SHOWN_SECONDS else Counter()), Counter()
+            self._since = now
+        this = self._this
+        for item_id in item_ids:
+            this[item_id] += 1
+
+    def counts(self) -> Counter[str]:
+        """Times shown, by item."""
+        return self._this + self._last
+
+
+def coverage_and_gini(shown: Sequence[int], catalogue: int) -> tuple[float, float]:
+    """(share of ``catalogue`` active items that were shown, Gini coefficient of how often each of them was).
+
+    Gini: sum over items in ascending order of (2 i - n - 1) x_i / (n sum x), i from 1 (Damgaard & Weiner 2000); items never
+    shown count as 0.
+    """
+    n = max(catalogue, len(shown))
+    counts = np.sort(np.asarray(shown, np.float64))
+    total = counts.sum()
+    if not n or not total:
+        return 0.0, 0.0
+    rank = np.arange(n - len(counts) + 1, n + 1)
+    return len(counts) / n, float(((2 * rank - n - 1) * counts).sum() / (n * total))
+
+
+class ServeCounters:
+    """Counts of one worker's answers."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.tiers: Counter[tuple[str, str]] = Counter()
+        self.versions: Counter[str] = Counter()
+        self.seconds = Histogram()
+        self.steps: dict[str, Histogram] = {}
+        self.explored = self.without_signals = self.short = 0
+        self.truth: Counter[str] = Counter()
+        self.shown = Shown()
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self.requests[route, status] += 1
+        self.seconds.add(seconds)
+
+    def listed(self, context: str, tier: str, version: str, explored: bool, signals: bool, short: bool) -> None:
+        """A list was answered."""
+        self.tiers[context if context in CONTEXTS else "other", tier] += 1
+        self.versions[version if version in self.versions or len(self.versions) < _MAX_VERSIONS else "other"] += 1
+        self.explored += explored
+        self.without_signals += not signals
+        self.short += short
+
+    def step(self, name: str, seconds: float) -> None:
+        """A step of a request took so long."""
+        found = self.steps.get(name)
+        if found is None:
+            found = self.steps[name] = Histogram()
+        found.add(seconds)
+
+    def lines(self) -> list[str]:
+        """The Prometheus text format."""
+        lines = [*labelled(names.SERVE_REQUESTS, ("route", "status"), self.requests),
+                 *labelled(names.SERVE_TIERS, ("context", "tier"), self.tiers),
+                 *labelled(names.SERVE_VERSIONS, ("version",), {(v,): n for v, n in self.versions.items()}),
+                 *labelled(names.SERVE_TRUTH, ("outcome",), {(k,): n for k, n in self.truth.items()})]
+        for name, value in ((names.SERVE_EXPLORED, self.explored), (names.SERVE_WITHOUT_SIGNALS, self.without_signals),
+                            (names.SERVE_SHORT, self.short)):
+            lines += [f"# TYPE {name} counter", f"{name} {value}"]
+        lines += self.seconds.lines(names.SERVE_SECONDS)
+        lines.append(f"# TYPE {names.SERVE_STEP_SECONDS} histogram")
+        for step, found in self.steps.items():
+            lines += found.samples(names.SERVE_STEP_SECONDS, f'step="{step}"')
+        return lines
+
+
+def gauge(name: str, value: float, labels: str = "") -> list[str]:
+    """One gauge in the Prometheus text format; its TYPE line comes with the first of a name."""
+    return [f"{name}{{{labels}}} {value:g}" if labels else f"{name} {value:g}"]
