@@ -113,7 +113,7 @@ class StreamConfig:
       audit: folder for rows that are final; None: none.
       idle_s: a partition without events for so long does not hold the watermark; None: it always does.
       store_wait_s: how long a store may be away before a bundle fails (and is tried again by the runner).
-      metrics_port: port of the submitting process that serves metrics for Prometheus; None: none.
+      metrics_port: port of the submitting process that serves metrics for Prometheus; None: none. metrics_host: its address.
     """
 
     common: Config
@@ -133,6 +133,7 @@ class StreamConfig:
     store_wait_s: float = 300.0
     metrics_port: int | None = None
     stop: tuple[tuple[int, int], ...] | None = None
+    metrics_host: str = "127.0.0.1"
 
     @property
     def is_direct(self) -> bool:

@@ -69,6 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="write final panes, sessions and minutes there, as Parquet; after --until-end into the lake")
     parser.add_argument("--store-wait", default="5m", metavar="T", help="how long a store may be away (default: 5m)")
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus while the job runs")
+    parser.add_argument("--metrics-host", default="127.0.0.1", metavar="ADDRESS",
+                        help="where they are served (default: 127.0.0.1; 0.0.0.0 for all)")
     flink = parser.add_argument_group("Flink")
     flink.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint or savepoint")
     flink.add_argument("--drain", action="store_true", help="stop the running job with a savepoint")
@@ -124,7 +126,8 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
         common, absolute_log(args.log) if args.log else "", args.name, start_of(args.start), args.until_end, int(lateness),
         seconds(args.watermark_delay), seconds(args.flush), args.readers, args.user_buckets, args.item_buckets,
         tuple(args.groups) if args.groups else None, Path(args.audit).absolute() if args.audit else None,
-        store_wait_s=seconds(args.store_wait), metrics_port=args.metrics_port)
+        store_wait_s=seconds(args.store_wait), metrics_port=args.metrics_port,
+        metrics_host=args.metrics_host)
 
 
 def absolute_log(log: str) -> str:
@@ -172,7 +175,8 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
         if args.detach:
             print_json({"job": config.name, "flink_job": job.flink_job}) if args.json else print(f"{config.name} runs on")
             return 0
-        with Stage(f"stream {config.name}", quiet=config.common.quiet) as stage, serving_metrics(config.metrics_port, job):
+        with Stage(f"stream {config.name}", quiet=config.common.quiet) as stage, serving_metrics(
+                config.metrics_port, job, config.metrics_host):
             seen = 0
 
             def tell(status: dict[str, Any]) -> None:

@@ -16,7 +16,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from beam_pipelines.jobs.stream_run import Running
-from schemas.metric_names import EVENTS_LATE, EVENTS_READ, FRESHNESS, FRESHNESS_MS, NAMESPACE, by_segment
+from schemas.metric_names import (
+    EVENTS_LATE,
+    EVENTS_READ,
+    FRESHNESS,
+    FRESHNESS_MS,
+    NAMESPACE,
+    STREAM_STATUS_AGE,
+    STREAM_UP,
+    STREAM_WATERMARK,
+    by_segment,
+)
 from transforms.beam.stream.freshness import STAGES, cumulated
 from transforms.ingest import END_OF_TIME
 
@@ -39,10 +49,10 @@ def exposition(status: dict[str, Any] | None, metrics: dict[str, float], now: fl
         families.setdefault(f"{NAMESPACE}_{name}", []).append((f"{{{inside}}}" if inside else "", value))
 
     if status is not None:
-        put("status_age_seconds", now - status["written_at"] / 1e6)
-        put("up", 0.0 if status["ended"] else 1.0)
+        put(STREAM_STATUS_AGE, now - status["written_at"] / 1e6)
+        put(STREAM_UP, 0.0 if status["ended"] else 1.0)
         if status["watermark"] is not None and status["watermark"] < END_OF_TIME:
-            put("watermark_seconds", status["watermark"] / 1e6)
+            put(STREAM_WATERMARK, status["watermark"] / 1e6)
         for name, value in status["counters"].items():
             base, *parts = name.split("/")
             if base in (FRESHNESS, FRESHNESS_MS):
@@ -96,8 +106,8 @@ def runner_metrics(result: Any) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def serving_metrics(port: int | None, job: Running) -> Iterator[int | None]:
-    """Serves GET /metrics on 127.0.0.1 for the length of a ``with``; gives the port (0 takes a free one); None: nothing."""
+def serving_metrics(port: int | None, job: Running, host: str = "127.0.0.1") -> Iterator[int | None]:
+    """Serves GET /metrics on an address for the length of a ``with``; gives the port (0 takes a free one); None: nothing."""
     if port is None:
         yield None
         return
@@ -117,7 +127,7 @@ def serving_metrics(port: int | None, job: Running) -> Iterator[int | None]:
         def log_message(self, format: str, *args: Any) -> None:
             _log.debug(format, *args)
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = ThreadingHTTPServer((host, port), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
