@@ -57,6 +57,11 @@ class ModelVersion:
         """Folder of the item index; absent until it is built."""
         return self.root / "index"
 
+    @property
+    def tower(self) -> Path:
+        """The user tower as arrays (models.two_tower.weights); absent until a version of lists needs it."""
+        return self.root / "tower"
+
     def metrics(self) -> dict[str, Any]:
         """metrics.json: quality on the held-out part, beside the baselines."""
         return dict(json.loads((self.root / "metrics.json").read_text()))

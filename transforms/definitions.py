@@ -8,5 +8,5 @@ is models.two_tower.config.FORMAT.
 FEATURES = "1"
 """Accumulators, their extracts and the snapshots made of them."""
 
-LISTS = 1
-"""Candidates, scores, exclusion and reasons of ranked lists."""
+LISTS = 2
+"""Candidates, scores, exclusion and reasons of ranked lists; what their bundle holds."""

@@ -26,11 +26,14 @@ from beam_pipelines import crashpoints
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import DataFile, Lake
 from beam_pipelines.io.store_sink import WriteLists, write_catalogue
+from beam_pipelines.jobs import bundling
 from beam_pipelines.jobs.index import find_model
 from beam_pipelines.options import Config
 from beam_pipelines.progress import Stage
 from beam_pipelines.runner import pipeline
 from models.inference import index as item_index
+from models.inference.bundle import MANIFEST
+from models.inference.bundle_write import SNAPSHOT_COLUMNS
 from models.registry import ModelVersion
 from schemas import metric_names
 from schemas.keys import list_key
@@ -49,6 +52,7 @@ _USER_COLUMNS = [*(n for n in USER_SNAPSHOTS.schema.names if n not in _UNREAD), 
                  "consumed_items.ids"]
 """Half of a snapshot's bytes are times and scores that neither the user tower nor the ranking reads; when a snapshot was
 published decides nothing here."""
+_ITEM_COLUMNS = ("as_of", "item_id", "popularity_30d", "cooccurring_items", *SNAPSHOT_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class RecommendReport:
       items: active ones.
       recall: share of the true best items that retrieval found, on sampled users; 1 for an exact index, None: none sampled.
       catalogue_changed: item entries written because they differed.
-      stages: seconds of each stage.
+      stages: seconds of each stage; ``bundle`` is what writing it took, most of it while lists were made.
       reused: the version was complete already.
     """
 
@@ -133,8 +137,7 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
             raise UserError(f"no user features as of {_day(as_of)}: run 'beamrec features --as-of {_day(as_of)}' first")
         with ThreadPoolExecutor(1) as beside:  # half of the stage's work, and Arrow's: it needs no interpreter
             users = beside.submit(_users_fingerprints, files)
-            snapshot = lake.read("item_snapshots", ("as_of", "item_id", "popularity_30d", "cooccurring_items"), as_of,
-                                 as_of + DAY_MICROS)
+            snapshot = lake.read("item_snapshots", _ITEM_COLUMNS, as_of, as_of + DAY_MICROS)
             snapshot = snapshot.filter(pc.equal(snapshot["as_of"].cast(pa.int64()), as_of))
             items = lake.read("items")
             manifest = _manifest(as_of, model, index, settings, users.result(), snapshot, items)
@@ -153,6 +156,8 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
     try:
         with ThreadPoolExecutor(1) as beside:  # item entries need no ranking: they are written meanwhile
             entries = beside.submit(write_catalogue, store, items)
+            bundle = beside.submit(bundling.write, config, version, settings.surface, as_of, model, index, catalogue, items,
+                                   snapshot, files)
             with Stage("recommend: lists", quiet=config.quiet) as stage:
                 _write_unknown_user(store, version, catalogue, settings.blend, stamp)
                 counters = _run_pipeline(config, version, files, as_of, handler or _user_tower(model), settings.blend, stamp,
@@ -161,6 +166,8 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
             with Stage("recommend: item entries", quiet=config.quiet) as stage:
                 changed = entries.result()
             stages["item_entries"] = stage.seconds
+            with Stage("recommend: bundle", quiet=config.quiet):
+                stages["bundle"] = bundle.result()
     finally:
         store.close()
     wanted = counters.get(metric_names.RETRIEVAL_WANTED, 0)
@@ -197,12 +204,12 @@ def _manifest_path(config: Config, version: str) -> Path:
 
 
 def _completed(config: Config, version: str) -> RecommendReport | None:
-    """The report of a version that is complete and still in the store."""
+    """The report of a version that is complete, still in the store and has its bundle."""
     if not _manifest_path(config, version).exists():
         return None
     store = open_store(config.store)
     try:
-        if version not in store.versions():
+        if version not in store.versions() or not (config.workspace.bundles / version / MANIFEST).is_file():
             return None
     finally:
         store.close()

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from models.inference import index as item_index
 from models.inference.idtable import find, hashes_of
-from models.inference.user_vector import UserTower
+from models.inference.user_vector import UserTower, read_strings
 from transforms.catalogue import Catalogue
 
 F32 = npt.NDArray[np.float32]
@@ -244,20 +244,6 @@ class Bundle:
         found, _ = self.index.search(self.canary_queries, k, self.manifest.model_version)
         hits = [np.isin(answer[answer >= 0], row).sum() for answer, row in zip(self.canary_answers, found, strict=True)]
         return float(sum(hits) / max(1, int((self.canary_answers >= 0).sum())))
-
-
-def read_strings(path: Path) -> pa.StringArray:
-    """The one string column of an Arrow file, mapped."""
-    with pa.memory_map(str(path)) as source:
-        column = pa.ipc.open_file(source).read_all().column(0)
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], pa.string()), *column.chunks])
-
-
-def write_strings(path: Path, strings: pa.StringArray) -> None:
-    """Writes what ``read_strings`` reads."""
-    table = pa.table({"value": strings})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=max(1, len(strings)))
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:

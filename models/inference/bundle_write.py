@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from models.inference.bundle import (
     METADATA,
     TOWER,
     BundleManifest,
-    write_strings,
 )
 from models.inference.idtable import build_table
 from models.inference.index_base import replacing
-from models.inference.user_vector import UserTower
+from models.inference.user_vector import write_strings
 from models.inference.words import word_index
 from schemas.keys import hash64_column
 from transforms.catalogue import Catalogue, lengths_of, offsets_of, positions_of
@@ -48,10 +47,20 @@ SHOWN_ATTRIBUTES = 32
 """Attributes that the metadata of an item keeps: to be shown, and for business rules."""
 CANARIES, CANARY_ANSWERS = 16, 10
 _METADATA_ROWS = 20_000
+_METADATA = ["title", "image", "price", "categories", "attributes"]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The user tower of a model: its folder, and the row of its tables of each position and of some category names."""
+
+    folder: Path
+    item_rows: I32
+    category_rows: Callable[[pa.StringArray], I32]
 
 
 def write_bundle(folder: Path, manifest: BundleManifest, catalogue: Catalogue, items: pa.Table, snapshot: pa.Table,
-                 index: Path, segments: Mapping[str, tuple[I32, F32]] | None = None, tower: UserTower | None = None) -> None:
+                 index: Path, segments: Mapping[str, tuple[I32, F32]] | None = None, tower: Tower | None = None) -> None:
     """Writes a bundle; a reader, or a restart after a crash, finds a whole one in the folder or none.
 
     Args:
@@ -60,6 +69,7 @@ def write_bundle(folder: Path, manifest: BundleManifest, catalogue: Catalogue, i
       items: rows of schemas.tables.ITEMS; snapshot: item_id and SNAPSHOT_COLUMNS of the items' features.
       index: folder of the saved index whose items come first in the catalogue.
       segments: popular list per segment; everybody's follows from the catalogue.
+      tower: the user tower, for lists on demand.
 
     Raises:
       BundleError: the versions differ.
@@ -79,7 +89,10 @@ def write_bundle(folder: Path, manifest: BundleManifest, catalogue: Catalogue, i
             np.save(temporary / f"{name}.npy", np.ascontiguousarray(arrays[name]), allow_pickle=False)
         link_tree(index, temporary / INDEX)
         if tower is not None:
-            tower.save(temporary / TOWER)
+            link_tree(tower.folder, temporary / TOWER)
+            for name, rows in (("item_rows", tower.item_rows), ("category_rows", tower.category_rows(names))):
+                (temporary / TOWER / f"{name}.npy").unlink()  # a link: written over it would change the model's
+                np.save(temporary / TOWER / f"{name}.npy", rows, allow_pickle=False)
         (temporary / MANIFEST).write_bytes(manifest.to_json())
 
 
@@ -143,31 +156,37 @@ def _categories(column: pa.ChunkedArray, row: I32, count: int) -> tuple[pa.Strin
 def _write_metadata(path: Path, items: pa.Table, catalogue: Catalogue) -> I64:
     """Writes the JSON of every position, b"{}"-like for an item the catalogue has no entry of; returns (m + 1,) offsets."""
     count = len(catalogue.item_ids)
-    row = positions_of(items["item_id"], catalogue.item_ids)
     entry = np.full(count, -1, np.int64)
-    entry[row] = np.arange(items.num_rows)
+    entry[positions_of(items["item_id"], catalogue.item_ids)] = np.arange(items.num_rows)
     lengths = np.zeros(count, np.int64)
-    unknown = next(_metadata_of([(None, None, None, None, None)]))
     with path.open("wb") as file:
         for start in range(0, count, _METADATA_ROWS):
             wanted = entry[start : start + _METADATA_ROWS]
-            there = np.flatnonzero(wanted >= 0)
-            part = items.select(["title", "image", "price", "categories", "attributes"]).take(pa.array(wanted[there]))
-            texts = [unknown] * len(wanted)
-            for at, text in zip(there.tolist(), _metadata_of(zip(*(c.to_pylist() for c in part.columns), strict=True)),
-                                strict=True):
-                texts[at] = text
-            lengths[start : start + len(wanted)] = [len(text) for text in texts]
+            texts = list(_metadata_of(items.select(_METADATA).take(pa.array(wanted, mask=wanted < 0)).combine_chunks()))
+            lengths[start : start + len(texts)] = [len(text) for text in texts]
             file.write(b"".join(texts))
     return offsets_of(lengths)
 
 
-def _metadata_of(rows: Any) -> Iterator[bytes]:
+def _metadata_of(rows: pa.Table) -> Iterator[bytes]:
+    """The JSON of each row; one of nulls for a row of nulls. Strings leave Arrow flat: a list or map a row is ten times
+    dearer."""
     encode = msgspec.json.Encoder().encode
-    for title, image, price, categories, attributes in rows:
-        shown = dict(sorted(attributes or ())[:SHOWN_ATTRIBUTES])
-        yield encode({"title": title, "image": image, "price": price, "category": categories[0] if categories else None,
-                      "categories": categories or [], "attributes": shown})
+    titles, images, prices = (rows[name].to_numpy().tolist() for name in _METADATA[:3])
+    lists, maps = (pa.concat_arrays(rows[name].chunks) for name in _METADATA[3:])
+    names = pc.list_flatten(lists).cast(pa.string()).to_numpy(zero_copy_only=False).tolist()
+    last = np.cumsum(lengths_of(lists)).tolist()
+    pairs = maps.cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
+    flat = pc.list_flatten(pairs)
+    keys, values = (pc.struct_field(flat, name).to_numpy(zero_copy_only=False).tolist() for name in ("key", "value"))
+    ends = np.cumsum(lengths_of(pairs)).tolist()
+    at = entry = 0
+    for title, image, price, end, stop in zip(titles, images, prices, last, ends, strict=True):
+        shown = zip(keys[entry:stop], values[entry:stop], strict=True)
+        yield encode({"title": title, "image": image, "price": None if price != price else price,
+                      "category": names[at] if end > at else None, "categories": names[at:end],
+                      "attributes": dict(sorted(shown)[:SHOWN_ATTRIBUTES])})
+        at, entry = end, stop
 
 
 def _canaries(catalogue: Catalogue) -> tuple[F32, I32]:

@@ -1,7 +1,7 @@
 """The user tower in NumPy: the same vector as the exported model's serving_default signature, to 1e-5.
 
-It reads what models.two_tower.weights writes. Items and categories come as positions and codes of the bundle; where the
-model put each into its tables, hash buckets of unknown ones included, was looked up when the bundle was written.
+It reads what models.two_tower.weights writes beside a model. Items and categories come as positions and codes of the bundle;
+where the model put each into its tables, hash buckets of unknown ones included, was looked up when the bundle was written.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -102,3 +103,17 @@ class UserTower:
         direction = pooled + hidden @ self.out_kernel + self.out_bias
         direction /= np.sqrt(max(float(direction @ direction), 1e-12))
         return np.append(direction, np.float32(1)).astype(np.float32)
+
+
+def read_strings(path: Path) -> pa.StringArray:
+    """The one string column of an Arrow file, mapped."""
+    with pa.memory_map(str(path)) as source:
+        column = pa.ipc.open_file(source).read_all().column(0)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], pa.string()), *column.chunks])
+
+
+def write_strings(path: Path, strings: pa.StringArray) -> None:
+    """Writes what ``read_strings`` reads."""
+    table = pa.table({"value": strings})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(1, len(strings)))

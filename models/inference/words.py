@@ -47,7 +47,8 @@ def word_index(titles: pa.ChunkedArray, positions: I32, popularity: npt.NDArray[
     encoded = words.dictionary_encode()
     items = positions[rows]
     # Each (word, item) once, the most popular item of a word first.
-    pairs = np.unique(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) * len(popularity) + items)
+    pairs = np.sort(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) * len(popularity) + items)
+    pairs = pairs[np.flatnonzero(np.diff(pairs, prepend=-1))]
     word, item = pairs // max(1, len(popularity)), (pairs % max(1, len(popularity))).astype(np.int32)
     counts = np.bincount(word, minlength=len(encoded.dictionary))
     limit = max(COMMON, int(MAX_SHARE * len(positions)))

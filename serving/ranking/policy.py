@@ -227,4 +227,5 @@ class _Reader:
         where = entry.get("contexts", [])
         if not isinstance(where, list) or any(c not in contexts for c in where):
             raise self.wrong(section, "contexts", f"contexts is a list of {', '.join(contexts)}, not {where!r}", nth)
-        return Rule(kind, *(entry.get(key) for key in ("item", "category", "attribute", "value")), add=add, contexts=tuple(where))
+        item, category, attribute, value = (entry.get(key) for key in ("item", "category", "attribute", "value"))
+        return Rule(kind, item, category, attribute, value, add, tuple(where))
