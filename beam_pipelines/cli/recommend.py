@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"weight of item co-occurrence beside the two-tower's 1 (default: {blend.item_cf})")
     parser.add_argument("--popularity", type=float, default=blend.popularity, metavar="W",
                         help=f"weight of popularity (default: {blend.popularity})")
+    parser.add_argument("--active-days", type=float, metavar="DAYS", help="no list ahead for who did nothing in so many days: "
+                        "theirs is made when they come back (default: lists for everybody)")
     parser.add_argument("--active-within", metavar="TIME", help="like 1h, 90m or 2d: only refresh the lists of who was active; "
                         "what the lists are made with is that of their version")
     add_common_flags(parser)
@@ -52,13 +54,16 @@ def run(args: argparse.Namespace) -> int:
         return _refresh(config, args)
     if not 1 <= args.length <= 1000:
         raise UserError(f"--length is a number from 1 to 1000, not {args.length}")
+    if args.active_days is not None and args.active_days <= 0:
+        raise UserError(f"--active-days is a positive number of days, not {args.active_days:g}")
     if args.ttl_days <= 0 or args.item_cf < 0 or args.popularity < 0:
         raise UserError("--ttl-days must be positive, --item-cf and --popularity not negative")
     as_of = parse_as_of(args.as_of, config.workspace)
     from beam_pipelines.jobs import recommend
 
     blend = Blend(list_length=args.length, item_cf=args.item_cf, popularity=args.popularity)
-    report = recommend.run(config, as_of, args.model, recommend.RecommendSettings(args.surface, args.ttl_days, blend))
+    settings = recommend.RecommendSettings(args.surface, args.ttl_days, blend, args.active_days)
+    report = recommend.run(config, as_of, args.model, settings)
     if args.json:
         print_json({**dataclasses.asdict(report), "users_per_s": report.users / max(report.seconds, 1e-9)})
         return 0
@@ -68,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         recall = "not measured" if report.recall is None else f"{report.recall:.3f}"
         print(f"version {report.version}: {report.users:,} lists in {report.seconds:.1f} s, {report.without_vector:,} by "
               f"popularity alone; model {report.model_version}, retrieval recall {recall}")
+        if report.dormant:
+            print(f"{report.dormant:,} dormant users have none: theirs are made when they come back")
     print(f"next: beamrec publish {report.version}")
     return 0
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
+from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
 from beam_pipelines import crashpoints
@@ -57,11 +58,18 @@ _ITEM_COLUMNS = ("as_of", "item_id", "popularity_30d", "cooccurring_items", *SNA
 
 @dataclass(frozen=True)
 class RecommendSettings:
-    """What decides the lists, beside the inputs; part of the version. ``ttl_days``: lists expire so long after generation."""
+    """What decides the lists, beside the inputs; part of the version.
+
+    Attributes:
+      ttl_days: lists expire so long after generation.
+      active_days: only who had an event of weight > 0 in so many days before as_of gets a list; a dormant user's list is made
+        when they come back, at the request. None: everybody.
+    """
 
     surface: str = "homepage"
     ttl_days: float = 7.0
     blend: Blend = field(default_factory=Blend)
+    active_days: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,14 @@ class RecommendReport:
     """What ``run`` did.
 
     Attributes:
-      users: of the snapshot; every one has a list.
+      users: of the snapshot, active ones; every one has a list.
       without_vector: users ranked by popularity alone.
       items: active ones.
       recall: share of the true best items that retrieval found, on sampled users; 1 for an exact index, None: none sampled.
       catalogue_changed: item entries written because they differed.
       stages: seconds of each stage; ``bundle`` is what writing it took, most of it while lists were made.
       reused: the version was complete already.
+      dormant: users of the snapshot without a list, see RecommendSettings.active_days.
     """
 
     version: str
@@ -92,6 +101,7 @@ class RecommendReport:
     seconds: float
     stages: dict[str, float]
     reused: bool = False
+    dormant: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,8 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
                                    snapshot, files)
             with Stage("recommend: lists", quiet=config.quiet) as stage:
                 _write_unknown_user(store, version, catalogue, settings.blend, stamp)
-                counters = _run_pipeline(config, version, files, as_of, handler or _user_tower(model), settings.blend, stamp,
+                counters = _run_pipeline(config, version, files, _ReadUsers(as_of, settings.active_days),
+                                         handler or _user_tower(model), settings.blend, stamp,
                                          LocalRetrieval(str(model.index), str(folder), model.version))
             stages["lists"] = stage.seconds
             with Stage("recommend: item entries", quiet=config.quiet) as stage:
@@ -175,7 +186,7 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
     report = RecommendReport(version, model.version, settings.surface, as_of, counters.get(metric_names.LISTS_WRITTEN, 0),
                              counters.get(metric_names.USERS_WITHOUT_VECTOR, 0), int(catalogue.active.sum()),
                              settings.blend.list_length, index.kind, recall, changed, time.monotonic() - started,
-                             stages)
+                             stages, dormant=counters.get(metric_names.USERS_DORMANT, 0))
     document = {"manifest": manifest, "report": dataclasses.asdict(report)}
     crashpoints.reached("lists.written")
     write_atomically(_manifest_path(config, version), json.dumps(document, indent=1, sort_keys=True).encode())
@@ -277,10 +288,11 @@ def _user_tower(model: ModelVersion) -> ModelHandler:
 
 
 class _ReadUsers(beam.DoFn):  # type: ignore[misc]
-    """(path, row group) -> the RecordBatches of users of one as_of."""
+    """(path, row group) -> the RecordBatches of users of one as_of; ``active_days`` as in RecommendSettings."""
 
-    def __init__(self, as_of: int) -> None:
-        self._as_of = as_of
+    def __init__(self, as_of: int, active_days: float | None) -> None:
+        self._as_of, self._active_days = as_of, active_days
+        self._dormant = Metrics.counter(metric_names.NAMESPACE, metric_names.USERS_DORMANT)
 
     def process(self, element: tuple[str, int]) -> Iterator[pa.RecordBatch]:
         path, group = element
@@ -288,17 +300,22 @@ class _ReadUsers(beam.DoFn):  # type: ignore[misc]
             wanted = pc.equal(batch.column("as_of").cast(pa.int64()), self._as_of)
             if not pc.all(wanted).as_py():  # a filter copies
                 batch = batch.filter(wanted)
+            if self._active_days is not None:
+                # Without any such event recency is null: such users are few and new, so they keep their lists.
+                active = pc.fill_null(pc.less_equal(batch.column("recency_days"), self._active_days), True)
+                before, batch = batch.num_rows, batch.filter(active)
+                self._dormant.inc(before - batch.num_rows)
             if batch.num_rows:
                 yield batch
 
 
-def _run_pipeline(config: Config, version: str, files: list[DataFile], as_of: int, handler: ModelHandler, blend: Blend,
+def _run_pipeline(config: Config, version: str, files: list[DataFile], read: _ReadUsers, handler: ModelHandler, blend: Blend,
                   stamp: Stamp, retrieval: LocalRetrieval) -> dict[str, int]:
     groups = [(f.path, group) for f in files for group in range(pq.read_metadata(f.path).num_row_groups)]
     built = pipeline(config, "recommend")
     (built
      | "Snapshot row groups" >> beam.Create(groups)
-     | "Read users" >> beam.ParDo(_ReadUsers(as_of))
+     | "Read users" >> beam.ParDo(read)
      | "Recommend" >> Recommend(handler, retrieval, blend, stamp)
      | "Write lists" >> beam.ParDo(WriteLists(config.store, version, stamp.generated_at)))
     result = built.run()

@@ -75,6 +75,20 @@ def test_every_user_gets_a_list_without_what_they_consumed(config: Config) -> No
         assert set(lists[list_key(user, "homepage")].reasons) == {"popular"}
 
 
+def test_dormant_users_get_no_list_ahead(config: Config) -> None:
+    lake = Lake.open(config.lake)
+    rows = lake.read("user_snapshots", None, AS_OF, AS_OF + DAY_MICROS)
+    days = {"ann": 30.0, "bob": 30.5, "new": None}
+    at = rows.schema.get_field_index("recency_days")
+    rows = rows.set_column(at, "recency_days", pa.array([days[u] for u in rows["user_id"].to_pylist()], pa.float32()))
+    lake.replace_days("user_snapshots", {AS_OF: [lake.write_file("user_snapshots", rows, AS_OF)]})
+    everybody = make(config)
+    report = make(config, replace(SETTINGS, active_days=30.0))
+    assert everybody.dormant == 0 and (report.users, report.dormant) == (2, 1) and report.version != everybody.version
+    assert set(lists_of(config, report.version)) == {list_key(u, "homepage") for u in ("ann", "new", "")}
+    publish.run(config, report.version)
+
+
 def test_the_two_tower_alone_ranks_by_dot_product(config: Config) -> None:
     report = make(config, replace(SETTINGS, blend=Blend(list_length=5, item_cf=0.0, popularity=0.0)))
     matrix = vectors()
