@@ -10,15 +10,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 LAYOUT = 1
 VECTOR, LIST, RECS = 0, 1, 2
 _HEADER = struct.Struct("<BBHI")
 _RECS = struct.Struct("<qqH")
 HEADER_BYTES = _HEADER.size
+_FEW_IDS = 20
+"""From so many on a string column makes them in a quarter of the time."""
 
 SOURCES = ("two_tower", "item_cf", "popular", "ranker", "trending", "content", "exploration")
 REASONS = ("because_you_watched", "similar_taste", "popular", "trending", "new", "discovery", "similar_item", "goes_together")
@@ -155,13 +159,16 @@ def _pack_ids(ids: Sequence[str]) -> bytes:
 def _unpack_ids(cell: bytes, at: int, count: int) -> tuple[list[str], int]:
     if len(cell) < at + 4 * count:
         raise CellError(f"the cell ends before the offsets of {count} ids")
-    ends = np.frombuffer(cell, "<u4", count, at).tolist()
     base = at + 4 * count
-    end = base + (ends[-1] if ends else 0)
-    if len(cell) < end or ends != sorted(ends):
+    offsets = np.zeros(count + 1, np.int64)
+    offsets[1:] = np.frombuffer(cell, "<u4", count, at)
+    end = base + int(offsets[-1])
+    if len(cell) < end or (offsets[1:] < offsets[:-1]).any():
         raise CellError("the ids of a cell do not fit in it")
-    starts = [0, *ends[:-1]] if ends else []
     try:
-        return [cell[base + a : base + b].decode() for a, b in zip(starts, ends, strict=True)], end
+        if count < _FEW_IDS:
+            return [cell[base + a : base + b].decode() for a, b in pairwise(offsets.tolist())], end
+        column = pa.LargeStringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(cell[base:end]))
+        return column.to_pylist(), end
     except UnicodeDecodeError as error:
         raise CellError(f"an id is not UTF-8: {error}") from error

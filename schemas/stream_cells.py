@@ -114,6 +114,27 @@ def extract_rings(group: str, cells: Sequence[bytes], t: int) -> Ints:
     return window_sums(first, counts, t // ring.step, ring.windows).reshape(len(cells), counts.shape[2] * len(ring.windows))
 
 
+def ring_values(group: str, cell: bytes, t: int) -> list[int]:
+    """extract_rings of one cell, in a tenth of the time; raises CellError."""
+    ring = RINGS[group]
+    _, count = _header(cell, RING)
+    if len(cell) != HEADER_BYTES + _FIRST.size + 4 * count or count % ring.size:
+        raise CellError(f"a ring of {ring.size} panes cannot have {len(cell)} bytes")
+    width = count // ring.size
+    counts = np.frombuffer(cell, "<i4", count, HEADER_BYTES + _FIRST.size)
+    after = t // ring.step - int(_FIRST.unpack_from(cell, HEADER_BYTES)[0]) + 1  # behind the pane that holds t
+    sums = []
+    for window in ring.windows:
+        low, high = max(0, after - window), min(ring.size, after)
+        if high <= low:
+            sums.append([0] * width)
+        elif high - low == 1:
+            sums.append(counts[low * width : high * width].tolist())
+        else:
+            sums.append(counts[low * width : high * width].reshape(high - low, width).sum(0, dtype=np.int64).tolist())
+    return [value for values in zip(*sums, strict=True) for value in values]
+
+
 @dataclass(frozen=True)
 class Session:
     """The last session of a user. Times are microseconds, prices millionths, dwell milliseconds.
@@ -163,10 +184,8 @@ def decode_session(cell: bytes) -> Session:
                    weights=weights)
 
 
-def _session_features(cell: bytes, t: int) -> dict[str, float | Listed]:
-    session = decode_session(cell)
-    if not session.is_open(t):
-        return {}
+def session_numbers(session: Session) -> dict[str, float]:
+    """Numbers of an open session by feature name, NaN for none."""
     priced = session.price_n > 0
     return {
         "session_length_s": (session.end - session.start) / SECOND,
@@ -175,6 +194,15 @@ def _session_features(cell: bytes, t: int) -> dict[str, float | Listed]:
         "session_price_min": session.price_min / MICRO if priced else float("nan"),
         "session_price_max": session.price_max / MICRO if priced else float("nan"),
         "session_price_mean": session.price_sum / session.price_n / MICRO if priced else float("nan"),
+    }
+
+
+def _session_features(cell: bytes, t: int) -> dict[str, float | Listed]:
+    session = decode_session(cell)
+    if not session.is_open(t):
+        return {}
+    return {
+        **session_numbers(session),
         "session_items": session.items,
         "session_categories": (session.categories, np.zeros(len(session.weights), np.int64),
                                (session.weights / max(1, int(session.weights.sum()))).astype(np.float32)),
@@ -245,8 +273,7 @@ def extract(group: str, cell: bytes, t: int) -> dict[str, float | Listed]:
     if len(cell) >= HEADER_BYTES and int.from_bytes(cell[2:4], "little") != group_of(group).id:
         raise CellError(f"a cell of another group than {group}")
     if group in RINGS:
-        values = extract_rings(group, [cell], t)[0]
-        return {f.name: float(v) for f, v in zip(features_of(group), values.tolist(), strict=False)}
+        return {f.name: float(v) for f, v in zip(features_of(group), ring_values(group, cell, t), strict=False)}
     if group == "user_session":
         return _session_features(cell, t)
     if group == "user_recent":

@@ -6,6 +6,7 @@ only logged are decoded when somebody looks at them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,15 @@ from functools import cached_property
 
 import numpy as np
 
-from schemas.cells import decode_list, decode_vector
+from schemas.cells import CellError, decode_list, decode_vector
 from schemas.features import REGISTRY, SEGMENTS
 from schemas.keys import STREAM_JOB, SUPPRESSED, USER, row_key
 from schemas.put_cells import PUTS, Put, decode_puts
-from schemas.stream_cells import RECENT_WINDOW, decayed_scores, decode_session
+from schemas.stream_cells import RECENT_WINDOW, Session, decayed_scores, decode_session, ring_values, session_numbers
 from schemas.workspace import DAY_MICROS
 from serving.catalogue import USER_GROUP, decode_user
 from serving.features import STATUS_SECONDS, StatusCache, together
-from serving.merge import BATCH_ROW, SOURCES, Listed, StreamStatus, is_fresh, merge_many, plan_of
+from serving.merge import BATCH_ROW, Cells, Listed, StreamStatus, is_fresh
 from serving.ranking.model import Signals
 from serving.stores.aio import AsyncStore
 from serving.stores.base import ANY, Cell, Family
@@ -34,7 +35,9 @@ _WANTED: dict[Family, tuple[str, ...]] = {
     "meta": (USER_GROUP,),
 }
 _FEATURES = {f.name: f for f in REGISTRY.of("user")}
-_SEGMENT_AT = [f.name for f in REGISTRY.features_of("user_stats")].index("segment")
+_STATS = REGISTRY.features_of("user_stats")
+_SEGMENT_AT = [f.name for f in _STATS].index("segment")
+_RINGS = {group: [f.name for f in REGISTRY.features_of(group)] for group in ("user_panes", "user_day")}
 _STREAMED = ("user_panes", "user_day", "user_session", "user_preference", "user_recent")
 
 
@@ -75,7 +78,7 @@ def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus 
     in_batch, in_stream = BATCH_ROW["user"] in batch, any(group in stream for group in _STREAMED)
     session = decode_session(stream["user_session"].value) if alive and "user_session" in stream else None
     session = session if session is not None and session.is_open(now) else None
-    values = _Values(batch, stream, status, now)
+    values = _Values(batch, stream, puts, session, alive, now)
     return Signals(
         known=bool(batch) or in_stream,
         hidden=frozenset(hidden),
@@ -131,20 +134,20 @@ class _Batch:
 def _history(recent: Cell | None, held: _Batch, now: int) -> list[tuple[str, float]]:
     """Items of both lists, newest first, each with its newest entry; of entries of one time the stream's."""
     ids, times, scores = held.listed("last_items", "user_last_items")
-    entries = list(zip(times.tolist(), ids, scores.tolist(), strict=True))
-    if recent is not None:
-        ids, times, scores = decode_list(recent.value)
-        lately = zip(times.tolist(), ids, scores.tolist(), strict=True)
-        entries = [entry for entry in lately if now - RECENT_WINDOW < entry[0] <= now] + entries
-        entries.sort(key=_time_of, reverse=True)  # two runs, each in order
-        newest: dict[str, float] = {}
-        for _, item, score in entries:
-            newest.setdefault(item, score)
-        return list(newest.items())
-    return [(item, score) for _, item, score in entries]
+    if recent is None:
+        return list(zip(ids, scores.tolist(), strict=True))
+    lately, when, weights = decode_list(recent.value)
+    if len(when) and not now - RECENT_WINDOW < int(when.min()) <= int(when.max()) <= now:
+        inside = np.flatnonzero((when > now - RECENT_WINDOW) & (when <= now))
+        lately, when, weights = [lately[i] for i in inside], when[inside], weights[inside]
+    entries = list(zip(when.tolist(), lately, weights.tolist(), strict=True))
+    entries += zip(times.tolist(), ids, scores.tolist(), strict=True)
+    entries.sort(key=_time_of, reverse=True)  # two runs, each in order
+    oldest_first = {item: weight for _, item, weight in reversed(entries)}
+    return [(item, oldest_first[item]) for item in dict.fromkeys(map(_item_of, entries))]
 
 
-_time_of = operator.itemgetter(0)
+_time_of, _item_of = operator.itemgetter(0), operator.itemgetter(1)
 
 
 def _preference(cell: Cell | None, held: _Batch, now: int) -> dict[str, float]:
@@ -169,16 +172,44 @@ def _attributes(cell: Cell | None) -> dict[str, str]:
 class _Values(Mapping[str, float]):
     """Numbers of a user that are no defaults, by feature name: decoded when the first is asked for."""
 
-    def __init__(self, batch: Mapping[str, Cell], stream: Mapping[str, Cell], status: StreamStatus | None, now: int) -> None:
-        self._batch, self._stream, self._status, self._now = batch, stream, status, now
+    def __init__(self, batch: Cells, stream: Cells, puts: Mapping[str, Put], session: Session | None, alive: bool,
+                 now: int) -> None:
+        self._batch, self._stream, self._puts, self._session = batch, stream, puts, session
+        self._alive, self._now = alive, now
 
     @cached_property
     def found(self) -> dict[str, tuple[float, str]]:
-        """(value, source) by name."""
-        found = merge_many(REGISTRY, "user", plan_of(REGISTRY, "user", None), [self._batch], [self._stream], self._status,
-                           self._now)
-        return {name: (value, SOURCES[code]) for name, value, code in
-                zip(found.names, found.values[0].tolist(), found.sources[0].tolist(), strict=True) if code}
+        """(value, source) by name; those of a broken cell are left out: they are only logged."""
+        found: dict[str, tuple[float, str]] = {}
+        with contextlib.suppress(CellError):
+            self._add_batch(found)
+        with contextlib.suppress(CellError):
+            self._add_stream(found)
+        return found
+
+    def _add_batch(self, found: dict[str, tuple[float, str]]) -> None:
+        stats, since = self._batch.get("user_stats"), math.inf
+        if stats is not None:
+            age = (self._now - stats.timestamp) / 1e6
+            values = zip(_STATS, decode_vector(stats.value).tolist(), strict=False)
+            found.update((f.name, (value, "batch")) for f, value in values if value == value and age <= f.ttl)
+            since = stats.timestamp
+        for name, put in self._puts.items():
+            feature = _FEATURES.get(name)
+            if feature is None or isinstance(put.value, tuple) or not is_fresh(put, feature, self._now):
+                continue
+            if name not in found or put.computed_at >= since:
+                found[name] = put.value, "batch"
+
+    def _add_stream(self, found: dict[str, tuple[float, str]]) -> None:
+        if self._alive:
+            for group, names in _RINGS.items():
+                if (cell := self._stream.get(group)) is not None:
+                    sums = ring_values(group, cell.value, self._now)
+                    found.update((name, (float(value), "stream")) for name, value in zip(names, sums, strict=False))
+            if self._session is not None:
+                found.update((name, (value, "stream")) for name, value in session_numbers(self._session).items()
+                             if value == value)
 
     def __getitem__(self, name: str) -> float:
         return self.found[name][0]

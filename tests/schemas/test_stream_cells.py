@@ -163,3 +163,11 @@ def test_a_cell_of_another_group_is_refused():
 def test_reading_cells_loads_neither_beam_nor_compiled_code():
     code = "import schemas.stream_cells, sys; print([m for m in ('numba', 'apache_beam', 'tensorflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@given(st.sampled_from(sorted(cells.RINGS)), st.integers(-70, 140), st.integers(0, 2**32 - 1))
+def test_one_ring_is_read_as_many_are(name, panes, seed):
+    ring_ = cells.RINGS[name]
+    counts = np.random.default_rng(seed).integers(0, 9, (ring_.size, len(features_of(name)) // len(ring_.windows)))
+    cell, t = ring(name, T0 // ring_.step, counts), T0 + panes * ring_.step
+    assert cells.ring_values(name, cell, t) == cells.extract_rings(name, [cell], t)[0].tolist()
