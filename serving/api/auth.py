@@ -1,7 +1,6 @@
 """Bearer keys: what a request may do, how often, and the audit line of what it did.
 
-A key is ``br_<id>_<secret>``, the secret 256 random bits. The file holds its SHA-256 only; a fast hash is enough for a
-random secret of this length. Roles: read, write_events, write_features, admin (which may do everything).
+Keys and roles are those of serving.api_keys; their file is looked at once a second.
 """
 
 from __future__ import annotations
@@ -9,82 +8,27 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
 
-from schemas.workspace import write_atomically
 from serving.api.limits import TokenBuckets
 from serving.api.problems import ProblemError
+from serving.api_keys import Key, KeyFile, KeyFileError, Role
 from serving.logs import LOGGER
 from serving.settings import Settings
 
-Role = Literal["read", "write_events", "write_features", "admin"]
-ROLES: tuple[Role, ...] = get_args(Role)
 LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 RELOAD_SECONDS = 1.0
 BURST_SECONDS = 2.0
 """A key may use so many seconds' worth of its rate at once."""
 _NO_KEY = hashlib.sha256(b"").hexdigest()
 _log = logging.getLogger(LOGGER)
-
-
-class KeyFileError(ValueError):
-    """A file of keys that cannot be read."""
-
-
-class Key(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One key as the file has it.
-
-    Attributes:
-      id: not secret: names it in logs and to ``beamrec keys revoke``.
-      sha256: of the whole key, hex.
-      roles: what it may do.
-      name: who has it.
-      rate: requests a second, 0 for no limit.
-      created_at, revoked_at: microseconds since 1970.
-    """
-
-    id: str
-    sha256: str
-    roles: tuple[Role, ...]
-    name: str = ""
-    rate: float = 0.0
-    created_at: int = 0
-    revoked_at: int | None = None
-
-
-class KeyFile(msgspec.Struct, frozen=True):
-    """The file: keys, and the secret under which user ids are hashed in logs."""
-
-    keys: tuple[Key, ...] = ()
-    mask: str = ""
-
-    @classmethod
-    def read(cls, path: Path) -> KeyFile:
-        """The keys of a file; raises KeyFileError, FileNotFoundError."""
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except msgspec.DecodeError as error:
-            raise KeyFileError(f"{path} is no file of keys: {error}") from error
-
-    def write(self, path: Path) -> None:
-        """Replaces the file, readable by its owner alone."""
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n", mode=0o600)
-
-
-def new_key(roles: tuple[Role, ...], name: str, rate: float, now: int) -> tuple[str, Key]:
-    """(the key to hand out, what the file keeps of it)."""
-    key_id = secrets.token_hex(4)
-    text = f"br_{key_id}_{secrets.token_urlsafe(32)}"
-    return text, Key(key_id, hashlib.sha256(text.encode()).hexdigest(), roles, name, rate, now)
 
 
 class Caller(msgspec.Struct, frozen=True):
