@@ -88,7 +88,17 @@ def template(job: Job, variant: int) -> tuple[bytes, np.ndarray]:
 
 
 def run(job: Job) -> Report:
-    """Sends until the time is over, then waits for what is outstanding.
+    """Sends events until the time is over, then waits for what is outstanding; raises as ``send``."""
+    variants = [template(job, v) for v in range(len(_TYPES))]
+    return send(job, variants, b'{"accepted":%d,"rejected":0,"events":[{"event_id":"bench-' % job.batch)
+
+
+def send(job: Job, variants: list[tuple[bytes, np.ndarray]], mark: bytes) -> Report:
+    """Sends requests until the time is over, then waits for what is outstanding.
+
+    Args:
+      variants: requests that take turns, each with its blanks (see ``template``).
+      mark: what the body of a 202 begins with, before the number of the request.
 
     Raises:
       RuntimeError: an answer is no whole HTTP/1.1 answer with a length, is not to what was asked, or does not come.
@@ -98,20 +108,19 @@ def run(job: Job) -> Report:
         sockets.append(socket.create_connection((job.host, job.port)))
         sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sockets[-1].setblocking(False)
-    variants = [template(job, v) for v in range(len(_TYPES))]
     longest = max(len(text) for text, _ in variants)
     texts = np.zeros((len(variants), longest), np.uint8)
     for row, (text, _) in zip(texts, variants, strict=True):
         row[: len(text)] = np.frombuffer(text, np.uint8)
     sizes = np.array([len(text) for text, _ in variants], np.int64)
     blanks = np.stack([blanks for _, blanks in variants])
-    mark = np.frombuffer(b'{"accepted":%d,"rejected":0,"events":[{"event_id":"bench-' % job.batch, np.uint8)
+    marked = np.frombuffer(mark, np.uint8)
     fds = np.array([s.fileno() for s in sockets], np.int32)
     room = int((job.rate or MOST_PER_S) * (job.seconds + 1)) + job.connections
     nothing = np.zeros(0, np.int32)
-    drive(nothing, texts, sizes, blanks, mark, job.users, 0, 0.0, 0.0, job.batch, 0)  # compiles, or loads
+    drive(nothing, texts, sizes, blanks, marked, job.users, 0, 0.0, 0.0, job.batch, 0)  # compiles, or loads
     used, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    sent, accepted, latencies, statuses, problem = drive(fds, texts, sizes, blanks, mark, job.users, job.first, job.seconds,
+    sent, accepted, latencies, statuses, problem = drive(fds, texts, sizes, blanks, marked, job.users, job.first, job.seconds,
                                                          job.rate, job.batch, room)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     for opened in sockets:

@@ -5,6 +5,7 @@
   beamrec bench incremental [--json]   the nightly run after one new day, against computing all 30 days
   beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
   beamrec bench source [--json]        the event log: polled, decoded, through the source on Prism and Flink
+  beamrec bench serve [--json]         GET /v1/recommendations of 100,000 users under load, over SQLite and Bigtable
   beamrec bench collect [--json]       the collector under load: requests/s, events/s, p99, nothing lost
   beamrec bench stream [--json]        the streaming job catching up on Flink: beamrec, Flink SQL, Spark, row-wise Beam; paced
 
@@ -17,7 +18,7 @@ import argparse
 import importlib
 import sys
 
-BENCHMARKS = ("affinity", "collect", "freshness", "incremental", "recommend", "source", "stream")
+BENCHMARKS = ("affinity", "collect", "freshness", "incremental", "recommend", "serve", "source", "stream")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

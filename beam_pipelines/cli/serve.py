@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="with --log: only tell what was served; a collector takes the events")
     parser.add_argument("--partitions", type=int, default=4, metavar="N", help="of a log that is not there yet (default: 4)")
     parser.add_argument("--policies", metavar="FILE", help="how each context is ranked (default: the packaged policies.toml)")
-    parser.add_argument("--keys", metavar="FILE", help="made by 'beamrec keys' (default: WORKSPACE/keys.json where it is there)")
+    parser.add_argument("--keys", metavar="FILE", help="of 'beamrec keys' (default: WORKSPACE/keys.json where it is there)")
     parser.add_argument("--anonymous", metavar="ROLES", help="what a request without a key may do: read, write_events, "
                         "write_features, admin, with commas (default: everything on loopback without keys, else nothing)")
     parser.add_argument("--anonymous-rate", type=float, default=0.0, metavar="N",
