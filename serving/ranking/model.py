@@ -73,6 +73,7 @@ class Signals:
       attributes: of the sign-up (country, age group, ...), for a user without events.
       values: numbers used, by feature name, with ``sources`` (batch, stream, default) beside: the truth that is logged.
       missing: features could not be read in time.
+      history_days: how many days ago each item of ``history`` was touched; may be shorter: the rest counts as now.
     """
 
     known: bool = False
@@ -86,6 +87,7 @@ class Signals:
     values: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     missing: bool = False
+    history_days: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
