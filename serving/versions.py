@@ -18,8 +18,10 @@ from serving.stores.base import Active, Store, StoreError
 
 HOMEPAGE = "homepage"
 """The surface whose lists answer for a surface without lists of its own."""
-POINTER_SECONDS = 0.25
+POINTER_SECONDS = 0.1
 """A flip is seen by every worker within this time: the active pointers are read so often, and by no request."""
+UNPUBLISHED_ROUNDS = 10
+"""A surface without a pointer is looked at in every so many rounds only: most never get one."""
 READ_SECONDS = 1.0
 GRAIN = 10_000
 """Users are split by so many parts: 0.01 %."""
@@ -77,6 +79,7 @@ class Versions:
         self._store, self._bundles, self._seconds, self._on_change = store, bundles, seconds, on_change
         self._surfaces = list(dict.fromkeys((HOMEPAGE, *surfaces)))
         self._read: dict[str, Active | None] = {}
+        self._rounds, self._one_at_a_time = 0, asyncio.Lock()
         self._served: dict[str, Active] = {}
         self._read_at: float | None = None
         self._trouble = ""
@@ -127,16 +130,20 @@ class Versions:
         self._task = asyncio.get_running_loop().create_task(self._keep_reading())
 
     async def refresh(self) -> None:
-        """Reads every pointer now; those whose bundles are loaded count at once. Never raises."""
-        try:
-            for surface in self._surfaces:
-                self._read[surface] = await self._store.active(surface, timeout=READ_SECONDS)
-        except StoreError as error:
-            self._trouble = str(error) or "the store cannot be read"
-        else:
-            self._read_at, self._trouble = time.monotonic(), ""
-        self._bundles.want(_named([*self._read.values(), *self._served.values()]))
-        self._adopt()
+        """Reads the pointers now; those whose bundles are loaded count at once. Never raises."""
+        async with self._one_at_a_time:  # an answer from before a flip must not come after one from behind it
+            all_of_them = self._rounds % UNPUBLISHED_ROUNDS == 0
+            self._rounds += 1
+            try:
+                for surface in self._surfaces:
+                    if all_of_them or self._read.get(surface) is not None:
+                        self._read[surface] = await self._store.active(surface, timeout=READ_SECONDS)
+            except (StoreError, ValueError, TypeError) as error:  # away, or a pointer that cannot be understood
+                self._trouble = str(error) or "the store cannot be read"
+            else:
+                self._read_at, self._trouble = time.monotonic(), ""
+            self._bundles.want(_named([*self._read.values(), *self._served.values()]))
+            self._adopt()
 
     async def close(self) -> None:
         """Ends the background task."""

@@ -4,7 +4,7 @@
   beamrec rollback --surface cart
 
 The version left behind keeps its lists: 'beamrec publish VERSION' brings it back. A second rollback in a row is refused.
-Every server sees the change within a quarter of a second; the version returned to is loaded in it already.
+Every server sees the change within a tenth of a second; the version returned to is loaded in it already.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """/v1/models: which versions there are and who sees which; flip, canary, promote and roll back (admin).
 
 A version can be flipped to once the gate of ``beamrec publish`` let it through. A change is one compare-and-set; every worker
-sees it within a quarter of a second, this one at once.
+sees it within a tenth of a second, this one at once.
 """
 
 from __future__ import annotations
