@@ -60,6 +60,14 @@ class AsyncStore(Protocol):
         """See Store.write_lists."""
         ...
 
+    async def change_cell(self, row: str, family: Family, group: str, change: Callable[[Cell | None], Cell],
+                          timeout: float | None = None) -> Cell:
+        """Makes a cell what ``change`` makes of the one that is there, and returns it; of changes at once none is lost.
+
+        ``change`` may be called again, gives a timestamp that is not older, and gives an equal cell for one that holds it.
+        """
+        ...
+
     async def flip(self, surface: str, expected: Active | None, new: Active, timeout: float | None = None) -> bool:
         """See Store.flip."""
         ...
@@ -146,6 +154,11 @@ class AsyncSqliteStore:
     async def write_lists(self, writes: Sequence[ListWrite], timeout: float | None = None) -> int:
         """See AsyncStore."""
         return await self._write(lambda store: store.write_lists(writes), timeout)
+
+    async def change_cell(self, row: str, family: Family, group: str, change: Callable[[Cell | None], Cell],
+                          timeout: float | None = None) -> Cell:
+        """See AsyncStore."""
+        return await self._write(lambda store: store.change_cell(row, family, group, change), timeout)
 
     async def flip(self, surface: str, expected: Active | None, new: Active, timeout: float | None = None) -> bool:
         """See AsyncStore."""

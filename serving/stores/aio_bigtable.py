@@ -116,6 +116,25 @@ class AsyncBigtableStore:
         await self._write("recommendations", [list_cell(write) for write in writes], until)
         return len(writes)
 
+    async def change_cell(self, row: str, family: Family, group: str, change: Callable[[Cell | None], Cell],
+                          timeout: float | None = None) -> Cell:
+        """See AsyncStore; a CheckAndMutate on what was read, again where another came first."""
+        until = time.monotonic() + _seconds(timeout, WRITE_SECONDS)
+        while True:
+            left = until - time.monotonic()
+            held = (await self.read_features([row], family, [group], left))[0].get(group)
+            new = change(held)
+            if new == held:
+                return new
+            request = self._layout.swap(row, family, group, held, new)
+
+            async def attempt(calls: Calls, left: float, request: Any = request) -> bool:
+                return bool((await calls.check(request, timeout=left)).predicate_matched)
+
+            if await self._try("write", until, attempt) == (held is not None):
+                return new
+            await asyncio.sleep(random.random() * _PAUSE)
+
     async def flip(self, surface: str, expected: Active | None, new: Active, timeout: float | None = None) -> bool:
         """See AsyncStore; where an answer is lost, what stands there tells whether it was done."""
         until = time.monotonic() + _seconds(timeout, WRITE_SECONDS)

@@ -66,16 +66,27 @@ class Layout:
             request.entries.add(row_key=row.encode(), mutations=mutations)
         return request
 
+    def swap(self, row: str, family: str, group: str, held: Cell | None, new: Cell) -> Any:
+        """The CheckAndMutate that replaces a cell: it is done where the predicate's outcome equals ``held is not None``."""
+        seen = [in_family(family), named([group]), Filter(cells_per_column_limit_filter=1)]
+        if held is not None:
+            seen.append(_exactly(held.value))
+        write = [set_cell(family, group.encode(), new.timestamp, new.value)]
+        return CheckAndMutateRowRequest(
+            table_name=self.table("features"), app_profile_id=self.profile, row_key=row.encode(),
+            predicate_filter=Filter(chain=Filter.Chain(filters=seen)),
+            **{"true_mutations" if held is not None else "false_mutations": write})
+
     def flip(self, surface: str, expected: Active | None, new: Active) -> Any:
         """The CheckAndMutate of a flip: it is done where the predicate's outcome equals ``bool(expected)``."""
-        exactly = Filter(value_range_filter=data_types.ValueRange.pb(data_types.ValueRange(
-            start_value_closed=_bytes_of(expected), end_value_closed=_bytes_of(expected)))) if expected else None
         seen = [in_family(POINTER), named([_COLUMN.decode()]), Filter(cells_per_column_limit_filter=1)]
+        if expected is not None:
+            seen.append(_exactly(_bytes_of(expected)))
         # The column is emptied too: a cell with an older timestamp than the one there would change nothing.
         write = [delete_column(POINTER, _COLUMN), set_cell(POINTER, _COLUMN, 0, _bytes_of(new))]
         return CheckAndMutateRowRequest(
             table_name=self.table("active"), app_profile_id=self.profile, row_key=surface_row(surface).encode(),
-            predicate_filter=Filter(chain=Filter.Chain(filters=[*seen, *([exactly] if exactly else [])])),
+            predicate_filter=Filter(chain=Filter.Chain(filters=seen)),
             **{"true_mutations" if expected else "false_mutations": write})
 
 
@@ -170,6 +181,12 @@ def named(groups: Iterable[str]) -> Any:
     """Columns of these names, or that begin with those that end in ANY."""
     patterns = [_escaped(g[:-1]) + b"\\C*" if g.endswith(ANY) else _escaped(g) for g in groups]
     return Filter(column_qualifier_regex_filter=b"|".join(patterns))
+
+
+def _exactly(value: bytes) -> Any:
+    """Cells of this value."""
+    return Filter(value_range_filter=data_types.ValueRange.pb(data_types.ValueRange(
+        start_value_closed=value, end_value_closed=value)))
 
 
 def _escaped(name: str) -> bytes:

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -55,9 +55,10 @@ _SCHEMA = [
 _NEWEST = """ DO UPDATE SET timestamp = excluded.timestamp, value = excluded.value
   WHERE excluded.timestamp > timestamp OR (excluded.timestamp = timestamp AND excluded.value <> value)"""
 _PUT_LIST = f'INSERT INTO recommendations VALUES (?, ?, ?, ?) ON CONFLICT (version, "row"){_NEWEST}'
-_MANY = 128
+_AT_ONCE = (512, 64, 8, 1)
+"""Cells a statement; few lengths, so that each is compiled once."""
 _PUT_FEATURES = {(family, many): f'INSERT INTO features_{family} VALUES {", ".join(["(?, ?, ?, ?)"] * many)}'
-                                 f' ON CONFLICT ("row", "group"){_NEWEST}' for family in FAMILIES for many in (1, _MANY)}
+                                 f' ON CONFLICT ("row", "group"){_NEWEST}' for family in FAMILIES for many in _AT_ONCE}
 
 
 class _Connection(sqlite3.Connection):
@@ -240,6 +241,15 @@ class SqliteStore:
             offered += len(chunk)
         return offered
 
+    def change_cell(self, row: str, family: Family, group: str, change: Callable[[Cell | None], Cell]) -> Cell:
+        """Makes a cell what ``change`` makes of the one that is there, with nothing between; returns it."""
+        with self._transaction() as connection:
+            sql = f'SELECT value, timestamp FROM {_table(family)} WHERE "row" = ? AND "group" = ?'
+            found = connection.execute(sql, (row, group)).fetchone()
+            new = change(Cell(*found) if found else None)
+            _put_features(connection, family, [(row, group, new.timestamp, new.value)])
+        return new
+
     def write_cells(self, family: Family, rows: Sequence[str], groups: Sequence[str], values: Sequence[bytes],
                     timestamps: Sequence[int]) -> int:
         """See Store."""
@@ -391,10 +401,11 @@ _key = operator.itemgetter(0, 1)
 
 def _put_features(connection: sqlite3.Connection, family: str, cells: list[tuple[str, str, int, bytes]]) -> None:
     """Many cells a statement: each step of a statement takes the interpreter's lock anew, which other threads then hold."""
-    whole = len(cells) // _MANY * _MANY
-    for start in range(0, whole, _MANY):
-        connection.execute(_PUT_FEATURES[family, _MANY], list(itertools.chain.from_iterable(cells[start : start + _MANY])))
-    connection.executemany(_PUT_FEATURES[family, 1], cells[whole:])
+    start = 0
+    for many in _AT_ONCE:
+        while len(cells) - start >= many:
+            connection.execute(_PUT_FEATURES[family, many], list(itertools.chain.from_iterable(cells[start : start + many])))
+            start += many
 
 
 def _marks(count: int) -> str:
