@@ -25,10 +25,12 @@ class Bundles:
     Args:
       folder: holds one folder per version; None: there are none.
       on_state: told ("bundle loaded" | "bundle broken" | "index broken" | "bundle dropped", fields), for logs.
+      warm: run over a bundle before it is handed out; raises as the index where that is broken.
     """
 
-    def __init__(self, folder: Path | None, on_state: Callable[[str, dict[str, str]], None] | None = None) -> None:
-        self._folder, self._on_state = folder, on_state
+    def __init__(self, folder: Path | None, on_state: Callable[[str, dict[str, str]], None] | None = None,
+                 warm: Callable[[Bundle], None] | None = None) -> None:
+        self._folder, self._on_state, self._warm = folder, on_state, warm
         self._held: dict[str, Bundle] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[Health, float]] = {}
@@ -77,7 +79,8 @@ class Bundles:
             if self._folder is None or not (self._folder / version / MANIFEST).exists():
                 self._failed[version] = ("absent", time.monotonic() + RETRY_SECONDS)
                 return
-            bundle, trouble = await asyncio.get_running_loop().run_in_executor(self._thread, _open, self._folder / version)
+            bundle, trouble = await asyncio.get_running_loop().run_in_executor(
+                self._thread, _open, self._folder / version, self._warm)
         except BundleError as error:
             self._failed[version] = ("broken", time.monotonic() + RETRY_SECONDS)
             self._tell("bundle broken", version, detail=str(error))
@@ -95,7 +98,7 @@ class Bundles:
             self._on_state(event, {"version": version, **fields})
 
 
-def _open(folder: Path) -> tuple[Bundle, str]:
+def _open(folder: Path, warm: Callable[[Bundle], None] | None) -> tuple[Bundle, str]:
     """The bundle, warmed, and what is wrong with its index: without one, lists made ahead can still be served."""
     bundle = Bundle.open(folder)
     if bundle.version != folder.name:
@@ -104,6 +107,8 @@ def _open(folder: Path) -> tuple[Bundle, str]:
     try:
         bundle.load_index()
         bundle.canary_recall()  # its first search
+        if warm is not None:
+            warm(bundle)
     except (BundleError, IndexFormatError, ValueError) as error:
         trouble = str(error)
     _ = bundle.catalogue, bundle.category_code

@@ -8,22 +8,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
 from models.inference.bundle import Bundle
-from schemas.cells import CellError
+from schemas.cells import CellError, RankedList
 from schemas.keys import STREAM_JOB
 from serving.bundles import Bundles
 from serving.ladder import Breakers, Found, Ladder, Make, NothingPublishedError, more_popular
 from serving.logs import LOGGER
 from serving.ranking.model import Ask, Candidates, Ranked, Signals
-from serving.ranking.overlay import Overlay
+from serving.ranking.on_demand import NOTHING_FRESH, make
 from serving.ranking.policy import DEFAULT_CONTEXT, ContextPolicy, Policies, load
 from serving.ranking.rank import rank
+from serving.ranking.similar import Similar, around, rerank, similar
+from serving.ranking.warm import warm_up
 from serving.signals import SignalReader
 from serving.stores.aio import AsyncSqliteStore, AsyncStore
 from serving.stores.base import Active, StoreError
@@ -55,6 +58,15 @@ class Answer:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Alike:
+    """Items like an item, best first, of the bundle's version. ``degraded``: by co-occurrence alone, for the index is away."""
+
+    items: Sequence[Similar]
+    bundle: Bundle
+    degraded: bool
+
+
 async def together(store_waits: bool, first: Coroutine[Any, Any, _A], second: Coroutine[Any, Any, _B]) -> tuple[_A, _B]:
     """Both results; at the same time where the store waits for a network, else a task each would only cost."""
     if not store_waits:
@@ -76,20 +88,21 @@ class Recommender:
       folder: holds the bundles; None: there are none.
       policies: how each context is ranked; default: the packaged ones.
       stream_job: whose stream features are read.
-      make, read_signals: instead of serving.ranking.on_demand and serving.signals.
+      make_list, read_signals: instead of serving.ranking.on_demand and serving.signals.
     """
 
     def __init__(self, store: AsyncStore, now: Callable[[], int], folder: Path | None = None, policies: Policies | None = None,
-                 stream_job: str = STREAM_JOB, make: Make | None = None, read_signals: ReadSignals | None = None) -> None:
+                 stream_job: str = STREAM_JOB, make_list: Make | None = None,
+                 read_signals: ReadSignals | None = None) -> None:
         self.policies = policies or load()
-        self.overlay: Overlay | None = None
-        """Items newer than the bundles; whoever follows the upserts swaps it."""
+        self.fresh = NOTHING_FRESH
+        """What is newer than the bundles: items, and what is trending; whoever follows them swaps it."""
         self._store, self._now, self._read_signals = store, now, read_signals or SignalReader(stream_job).read
         self._waits = not isinstance(store, AsyncSqliteStore)
         self.breakers = Breakers.make(_breaker_changed)
-        self.bundles = Bundles(folder, _tell)
+        self.bundles = Bundles(folder, _tell, partial(warm_up, self.policies))
         self.versions = Versions(store, self.bundles, tuple(self.policies.contexts), on_change=self._changed)
-        self.ladder = Ladder(store, self.bundles, self.breakers, make or _nothing)
+        self.ladder = Ladder(store, self.bundles, self.breakers, make_list or self._make)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -133,6 +146,48 @@ class Recommender:
         answer = self._page(ask, choice, candidates, signals, policy, found.lost, now)
         return replace(answer, seconds={"reads": read - started, "ladder": climbed - read, "rank": perf_counter() - climbed})
 
+    async def similar(self, item_id: str, user_id: str = "", limit: int = 20, diversity: float | None = None) -> Alike | None:
+        """Items like an item; None for one that is not known. Raises NothingPublishedError.
+
+        Args:
+          user_id: what is hidden from them is left out; "" for nobody.
+          diversity: 0 to 1; default: that of the policy of context item.
+        """
+        now, policy = self._now(), self.policy("item")
+        choice = self.choose(Ask(user_id, "item"))
+        bundle = self.bundles.get(choice.version)
+        if bundle is None:
+            raise NothingPublishedError(f"version {choice.version} has no bundle to look for similar items in")
+        signals = await self.signals(user_id, now, policy.deadline("features"))
+        breaker, overlay = self.breakers.index, self.fresh.overlay
+        if breaker.allows():
+            try:
+                found = similar(bundle, item_id, policy, signals, limit, diversity, overlay)
+            except (OSError, ValueError, RuntimeError):
+                breaker.failed()
+            else:
+                breaker.ok()
+                return Alike(found, bundle, False) if found is not None else None
+        position = int(bundle.positions([item_id])[0])
+        if position < 0 and item_id not in overlay.items:
+            return None
+        return Alike(_neighbours(bundle, position, signals.hidden, limit), bundle, True)
+
+    async def rerank(self, ask: Ask, item_ids: Sequence[str]) -> Answer:
+        """A list that a client holds in the order of fresh signals: nothing joins it, what is hidden now leaves it. Raises
+        NothingPublishedError."""
+        started = perf_counter()
+        now, policy = self._now(), self.policy(ask.context)
+        choice = self.choose(ask)
+        bundle = self.bundles.get(choice.version)
+        signals = await self.signals(ask.user_id, now, policy.deadline("features"))
+        read = perf_counter()
+        ranked = rerank(item_ids, ask, signals, policy, bundle, self.fresh.overlay)
+        n, model = len(ranked.item_ids), bundle.manifest.model_version if bundle is not None else ""
+        recs = RankedList(ranked.item_ids, ranked.scores, ["two_tower"] * n, ["similar_taste"] * n, [""] * n, model, now, now)
+        candidates = Candidates(recs, choice.version, "list", True)
+        return Answer(ranked, candidates, signals, bundle, {"reads": read - started, "rank": perf_counter() - read})
+
     def policy(self, context: str) -> ContextPolicy:
         """Of a context; one that is not declared is treated as the homepage."""
         return self.policies.contexts.get(context) or self.policies.contexts[DEFAULT_CONTEXT]
@@ -171,7 +226,7 @@ class Recommender:
         bundle = self.bundles.get(candidates.version)
 
         def ranked_of(candidates: Candidates, signals: Signals) -> Answer:
-            ranked = rank(ask, candidates, signals, policy, bundle, self.overlay)
+            ranked = rank(ask, candidates, signals, policy, bundle, self.fresh.overlay)
             return Answer(ranked, candidates, signals, bundle, {})
 
         answer = ranked_of(candidates, signals)
@@ -189,6 +244,11 @@ class Recommender:
             answer = ranked_of(candidates, replace(signals, hidden=frozenset()))
         return answer
 
+    def _make(self, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> RankedList | None:
+        if policy.candidates != "list" and ask.item_ids:
+            return around(ask, policy, bundle, now, self.fresh.overlay)
+        return make(ask, signals, bundle, now, self.fresh, seconds=policy.cache_seconds)
+
     def _changed(self, surface: str, active: Active) -> None:
         _tell("active version", {"surface": surface, "version": active.champion})
         task = asyncio.get_running_loop().create_task(self.ladder.keep_popular(surface, active))
@@ -200,6 +260,17 @@ class Recommender:
             await asyncio.gather(*self._tasks)
 
 
+def _neighbours(bundle: Bundle, position: int, hidden: Set[str], limit: int) -> list[Similar]:
+    """The items that co-occur with one, of which those that are active and not hidden."""
+    if position < 0:
+        return []
+    near, strengths = bundle.neighbours_of(position)
+    share = strengths / max(float(strengths.max(initial=0)), 1e-9)
+    found = zip(bundle.ids(near), bundle.active[near].tolist(), share.tolist(), strict=True)
+    return [Similar(item, round(float(score), 6), "cooccurrence", {}) for item, active, score in found
+            if active and item not in hidden][:limit]
+
+
 def _tell(event: str, fields: dict[str, str]) -> None:
     level = logging.WARNING if "broken" in event else logging.INFO
     _log.log(level, event, extra={"fields": fields})
@@ -208,6 +279,3 @@ def _tell(event: str, fields: dict[str, str]) -> None:
 def _breaker_changed(name: str, state: str) -> None:
     _log.log(logging.INFO if state == "closed" else logging.WARNING, f"{name} breaker {state}", extra={"fields": {}})
 
-
-def _nothing(ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> None:
-    return None

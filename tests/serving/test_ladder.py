@@ -118,7 +118,7 @@ def test_each_tier_answers_with_a_full_page_of_one_version(published):
     async def drill():
         known = Signals(known=True, history=[("i3", 1.0)])
         signals = Signalled(cat=known, dora=Signals(known=True, segment="power"))
-        async with opened(published, make=made_list, read_signals=signals) as (recommender, _):
+        async with opened(published, make_list=made_list, read_signals=signals) as (recommender, _):
             for user, tier, version, first in (("ann", "list", "v2", "i10"), ("bob", "previous_list", "v1", "i10"),
                                                ("late", "expired_list", "v2", "i10"), ("cat", "on_demand", "v2", "i20"),
                                                ("dora", "segment_popular", "v2", "i50"), ("eve", "popular", "v2", "i0"),
@@ -134,7 +134,7 @@ def test_each_tier_answers_with_a_full_page_of_one_version(published):
 def test_an_expired_list_is_made_anew_where_that_is_possible_and_the_new_one_is_kept(published):
     async def drill():
         signals = Signalled(late=Signals(known=True, history=[("i3", 1.0)]))
-        async with opened(published, make=made_list, read_signals=signals) as (recommender, _):
+        async with opened(published, make_list=made_list, read_signals=signals) as (recommender, _):
             answers = [await recommender.recommend(Ask("late")) for _ in range(3)]
             assert [a.candidates.tier for a in answers] == ["on_demand"] * 3
             assert recommender.ladder.made.get("v2", "homepage", "late", NOW) is not None
@@ -187,7 +187,7 @@ def test_an_index_that_fails_costs_only_lists_on_demand(published):
 
     async def drill():
         signals = Signalled(cat=Signals(known=True, history=[("i3", 1.0)], segment="power"))
-        async with opened(published, make=broken, read_signals=signals) as (recommender, _):
+        async with opened(published, make_list=broken, read_signals=signals) as (recommender, _):
             tiers = [(await recommender.recommend(Ask("cat"))).candidates.tier for _ in range(6)]
             assert tiers == ["segment_popular"] * 6 and recommender.breakers.index.state == "open"
             assert (await recommender.recommend(Ask("ann"))).candidates.tier == "list"
@@ -220,6 +220,63 @@ def test_a_page_is_full_when_the_catalogue_has_enough_whatever_is_hidden(publish
             assert len(ids_of(rest)) == 60 - len(hidden), "there are no more"
             everything = await recommender.recommend(Ask("all", page_size=5, exclude=frozenset(["i0"])))
             assert ids_of(everything) == ["i1", "i2", "i3", "i4", "i5"], "rather what was seen than nothing"
+
+    run(drill())
+
+
+def test_a_real_list_on_demand_for_who_has_history_but_no_list(published):
+    async def drill():
+        signals = Signalled(cat=Signals(known=True, hidden=frozenset(["i4"]), history=[("i4", 2.0), ("i8", 2.0)],
+                                        history_days=[0.1, 0.2], segment="power"))
+        async with opened(published, read_signals=signals) as (recommender, _):
+            answer = await recommender.recommend(Ask("cat"))
+            assert answer.candidates.tier == "on_demand" and len(set(ids_of(answer))) == 20 and "i4" not in ids_of(answer)
+            assert "because_you_watched" in answer.ranked.reasons
+
+    run(drill())
+
+
+@pytest.mark.parametrize(("context", "reason"), [("item", "similar_item"), ("cart", "goes_together")])
+def test_contexts_around_items_start_from_what_lies_around_them_also_without_the_store(published, context, reason):
+    async def drill():
+        async with opened(published, read_signals=Signalled()) as (recommender, store):
+            ask = Ask("ann", context, ("i3",), page_size=3)
+            for down in (set(), {"read_lists", "read_features", "read_row", "active"}):
+                store.down = down
+                answer = await recommender.recommend(ask)
+                assert answer.candidates.tier == "on_demand" and "i3" not in ids_of(answer)
+                assert set(answer.ranked.reasons) == {reason} and set(answer.ranked.because) == {"i3"}
+            store.down = set()
+            unknown = await recommender.recommend(Ask("ann", context, ("nothing",)))
+            assert len(ids_of(unknown)) == 20, "an item nobody knows is no reason for an empty page"
+
+    run(drill())
+
+
+def test_similar_items_with_and_without_the_index(published):
+    async def drill():
+        async with opened(published, read_signals=Signalled(ann=Signals(hidden=frozenset(["i7"])))) as (recommender, _):
+            found = await recommender.similar("i3", "ann", 10)
+            assert len(found.items) == 10 and not found.degraded and not {"i3", "i7"} & {s.item_id for s in found.items}
+            assert await recommender.similar("nothing") is None
+            for _ in range(3):
+                recommender.breakers.index.failed()
+            found = await recommender.similar("i3", "ann", 10)
+            assert found.degraded and [s.item_id for s in found.items] == ["i11", "i15"]
+
+    run(drill())
+
+
+def test_a_list_of_the_client_is_ordered_by_fresh_signals_and_nothing_joins_it(published):
+    async def drill():
+        signals = Signalled(ann=Signals(hidden=frozenset(["i12"]), session=[("i1", 3.0)]))
+        async with opened(published, read_signals=signals) as (recommender, store):
+            recommender.policies = policy.load()
+            ids = ["i10", "i5", "i12", "i11"]
+            answer = await recommender.rerank(Ask("ann"), ids)
+            assert sorted(ids_of(answer)) == ["i10", "i11", "i5"] and ids_of(answer)[0] == "i5"
+            store.down = {"read_features"}
+            assert ids_of(await recommender.rerank(Ask("ann"), ids))[0] == "i10" and len(ids) == 4
 
     run(drill())
 
