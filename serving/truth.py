@@ -13,7 +13,6 @@ import functools
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -56,38 +55,39 @@ _named = functools.lru_cache(4096)(_string)
 
 
 @functools.lru_cache(1024)
-def _template(names: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], list[int]]:
-    """A map of those names, each to an array of one float, still 0; and where the floats begin."""
+def _template(names: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """A map of k names, each to an array of one float, still 0; and the (4 k,) places of the floats' bytes."""
     found, places = bytearray(zigzag(len(names)) if names else b""), []
     for name in names:
         found += _named(name) + _ONE
-        places.append(len(found))
+        places += range(len(found), len(found) + 4)
         found += b"\0\0\0\0" + _END
-    return np.frombuffer(bytes(found) + _END, np.uint8), places
+    return np.frombuffer(bytes(found) + _END, np.uint8), np.array(places, np.int64)
 
 
-def _maps(values: Mapping[str, Iterable[float]], n: int) -> list[bytes]:
-    """n maps from name to an array of one float: the i-th value of each name."""
-    template, places = _template(tuple(values))
-    rows = np.tile(template, (n, 1))
-    for place, column in zip(places, values.values(), strict=True):
-        rows[:, place : place + 4] = np.ascontiguousarray(column, _F32).view(np.uint8).reshape(n, 4)
-    raw, width = rows.tobytes(), rows.shape[1]
-    return [raw[at : at + width] for at in range(0, n * width, width)]
+def _maps(names: tuple[str, ...], values: npt.NDArray[np.float32]) -> list[bytes]:
+    """n maps from name to an array of one float, of (n, k) values."""
+    template, places = _template(names)
+    rows = np.empty((len(values), len(template)), np.uint8)
+    rows[:] = template
+    rows[:, places] = np.ascontiguousarray(values, _F32).view(np.uint8)
+    raw, width = rows.tobytes(), len(template)
+    return [raw[at : at + width] for at in range(0, len(raw), width)]
 
 
 def encode_served(ask: Ask, answer: Answer, served_at: int) -> bytes:
     """The record of an answer; ``served_at`` in microseconds."""
     ranked, candidates, n = answer.ranked, answer.candidates, len(answer.ranked.item_ids)
     index = b"\0" if answer.bundle is None else b"\2" + _named(answer.bundle.manifest.index_version)
-    signals = {name: (value,) for name, value in answer.signals.values.items()}
+    values, names = answer.signals.values, tuple(ranked.features)
+    of_user = _maps(tuple(values), np.array([[values[name] for name in values]], _F32))
     parts = [head("served_features"), _string(ask.request_id), _string(ask.user_id), _named(ask.context),
-             zigzag(served_at), _named(candidates.tier), _named(candidates.recs.model_version), index, _maps(signals, 1)[0]]
+             zigzag(served_at), _named(candidates.tier), _named(candidates.recs.model_version), index, of_user[0]]
     if n:
         parts.append(zigzag(n))
         scores, position = np.ascontiguousarray(ranked.scores, _F32).tobytes(), len(ask.shown)
-        for at, (item_id, source, features) in enumerate(zip(ranked.item_ids, ranked.sources, _maps(ranked.features, n),
-                                                             strict=True)):
+        of_items = _maps(names, np.array([ranked.features[name] for name in names], _F32).reshape(-1, n).T)
+        for at, (item_id, source, features) in enumerate(zip(ranked.item_ids, ranked.sources, of_items, strict=True)):
             parts += (_string(item_id), zigzag(position + at + 1), scores[4 * at : 4 * at + 4], _named(source), features)
     parts += (_END, _ONE)
     return b"".join(parts)

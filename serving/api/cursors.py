@@ -37,8 +37,8 @@ def encode_cursor(version: str, shown: npt.NDArray[np.uint32], page: Sequence[st
     named = version.encode()
     if len(shown) + len(page) > MAX_SHOWN or len(named) > 255:
         return None
-    hashes = b"".join([(hash64(item) & 0xFFFFFFFF).to_bytes(4, "little") for item in page])
-    rest = bytes((len(named),)) + named + shown.tobytes() + hashes
+    hashes = np.array([hash64(item) for item in page], np.uint64).astype("<u4")  # their low halves
+    rest = bytes((len(named),)) + named + shown.tobytes() + hashes.tobytes()
     return base64.urlsafe_b64encode(_LAYOUT + zlib.crc32(rest).to_bytes(4, "little") + rest).decode().rstrip("=")
 
 

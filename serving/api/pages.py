@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
+import numpy as np
 
 from models.inference.bundle import Bundle
 from serving.api.cursors import encode_cursor
-from serving.ranking.model import Ask
+from serving.ranking.model import Ask, Ranked
 from serving.recommender import Answer
 from serving.responses import reason_sentence, rfc3339
 
@@ -44,10 +44,13 @@ class Pieces:
         self._bundle = bundle
         self._items: dict[str, tuple[bytes, bytes]] = {}
         self._explanations: dict[tuple[str, str], bytes] = {}
+        self._titled: set[str] = set()
+        """Items of ``_explanations``."""
 
-    def missing(self, item_ids: Sequence[str]) -> list[str]:
+    def missing(self, item_ids: Sequence[str], because: Sequence[str]) -> list[str]:
         """Those whose metadata must be brought along: the bundle does not hold them."""
-        unseen = [i for i in item_ids if i and i not in self._items]
+        unseen = [i for i in item_ids if i not in self._items]
+        unseen += [i for i in because if i and i not in self._titled]
         if self._bundle is None:
             return unseen
         positions = self._bundle.positions(unseen).tolist() if unseen else []
@@ -81,8 +84,23 @@ class Pieces:
             if because not in extra and (self._bundle is not None or not because):
                 if len(self._explanations) >= MAX_PIECES:
                     self._explanations.clear()
+                    self._titled.clear()
                 self._explanations[kind, because] = found
+                self._titled.add(because)
         return found
+
+    def page(self, ranked: Ranked, rank: int, extra: Mapping[str, bytes]) -> bytes:
+        """The items of a page, ``rank`` of the first one first."""
+        items, explanations, parts = self._items, self._explanations, []
+        scores = np.nan_to_num(ranked.scores).tolist()
+        for item_id, score, source, kind, because in zip(ranked.item_ids, scores, ranked.sources, ranked.reasons,
+                                                         ranked.because, strict=True):
+            head, tail = items.get(item_id) or self.item(item_id, extra)
+            why = explanations.get((kind, because)) or self.explanation(kind, because, extra)
+            parts.append(b'%b%d,"score":%.7g,"rec_source":"%b","explanation":%b%b' % (
+                head, rank, score, source.encode(), why, tail))
+            rank += 1
+        return b",".join(parts)
 
 
 class Pages:
@@ -104,23 +122,15 @@ class Pages:
     def missing(self, answer: Answer) -> list[str]:
         """Items of an answer whose metadata must be brought along."""
         ranked = answer.ranked
-        return self.pieces(answer.candidates.version, answer.bundle).missing([*ranked.item_ids, *set(ranked.because)])
+        return self.pieces(answer.candidates.version, answer.bundle).missing(ranked.item_ids, ranked.because)
 
     def encode(self, ask: Ask, answer: Answer, extra: Mapping[str, bytes]) -> bytes:
         """The body of 200: a serving.responses.Recommendations."""
         ranked, recs, version = answer.ranked, answer.candidates.recs, answer.candidates.version
-        pieces, rank, n = self.pieces(version, answer.bundle), len(ask.shown), len(ranked.item_ids)
-        items = []
-        for item_id, score, source, kind, because in zip(ranked.item_ids, ranked.scores.tolist(), ranked.sources,
-                                                         ranked.reasons, ranked.because, strict=True):
-            rank += 1
-            head, tail = pieces.item(item_id, extra)
-            why = pieces.explanation(kind, because, extra)
-            items.append(b'%b%d,"score":%.7g,"rec_source":"%b","explanation":%b%b' % (
-                head, rank, score if math.isfinite(score) else 0.0, source.encode(), why, tail))
-        cursor = encode_cursor(version, ask.shown, ranked.item_ids) if ranked.more and n else None
+        items = self.pieces(version, answer.bundle).page(ranked, len(ask.shown) + 1, extra)
+        cursor = encode_cursor(version, ask.shown, ranked.item_ids) if ranked.more and ranked.item_ids else None
         return b'{"request_id":%b,"items":[%b],"model_version":%b,"generated_at":"%b","expires_at":"%b","served_from":"%b",' \
-               b'"next_cursor":%b}' % (_encode(ask.request_id), b",".join(items), _encode(recs.model_version),
+               b'"next_cursor":%b}' % (_encode(ask.request_id), items, _encode(recs.model_version),
                                        _moment(recs.generated_at), _moment(recs.expires_at),
                                        answer.candidates.tier.encode(), b'"%b"' % cursor.encode() if cursor else b"null")
 
