@@ -47,7 +47,7 @@ export class Knowledge {
   }
 
   figures() {
-    const facts = [["Session", this.value("session_events"), (n) => `${number(n)} events`], ["Lasts", this.value("session_length_s"), span],
+    const facts = [["Session", this.value("session_events"), (n) => `${number(n)} ${n === 1 ? "event" : "events"}`], ["Lasts", this.value("session_length_s") || null, span],
                    ["Clicks today", this.value("count_click_day"), number], ["Views today", this.value("count_view_day"), number],
                    ["Active days of 30", this.value("active_days_30d"), number], ["Mean price", this.value("price_mean_30d"), number]];
     this.session.replaceChildren(...facts.filter(([, value]) => value !== null && value !== undefined)

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -24,12 +25,12 @@ class Chromium:
     """A browser with a profile of its own; ``page()`` gives a tab."""
 
     def __init__(self, folder):
-        commands, self._to = os.pipe()
-        self._from, answers = os.pipe()
+        commands, self._to = _high(os.pipe())
+        self._from, answers = _high(os.pipe())
         # the browser reads descriptor 3 and writes descriptor 4
         shell = f'exec "$@" 3<&{commands} 4>&{answers}'
         self.process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", CHROMIUM, *_FLAGS, f"--user-data-dir={folder}", "about:blank"],
+            ["bash", "-c", shell, "bash", CHROMIUM, *_FLAGS, f"--user-data-dir={folder}", "about:blank"],
             pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(commands)
         os.close(answers)
@@ -84,6 +85,14 @@ class Chromium:
             self.process.wait(10)
         os.close(self._to)
         os.close(self._from)
+
+
+def _high(pair):
+    """A pipe's descriptors, moved out of the way of 3 and 4."""
+    moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in pair)
+    for end in pair:
+        os.close(end)
+    return moved
 
 
 class Page:
