@@ -1,6 +1,7 @@
 """Measure speed beside other engines, in one run, with equal results checked.
 
   beamrec bench affinity [--json]      30-day category affinity of 10 M events: beamrec, Polars, PySpark, row-wise Beam
+  beamrec bench features [--json]      1 user x 250 features, 100 items x 30 features, beside Feast, over SQLite and Bigtable
   beamrec bench freshness [--json]     from an event's 202 to its value in the store, and memory, through the whole stream
   beamrec bench incremental [--json]   the nightly run after one new day, against computing all 30 days
   beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
@@ -18,7 +19,7 @@ import argparse
 import importlib
 import sys
 
-BENCHMARKS = ("affinity", "collect", "freshness", "incremental", "recommend", "serve", "source", "stream")
+BENCHMARKS = ("affinity", "collect", "features", "freshness", "incremental", "recommend", "serve", "source", "stream")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
