@@ -15,34 +15,81 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
 PRIOR = 20.0
 DEFAULT_RATE = 0.05
 """Click rate of all items where no impression was ever counted."""
 
 
 @numba.njit(cache=True, nogil=True)
-def thompson(seed: int, rate: float, fit: npt.NDArray[np.float32], clicks: npt.NDArray[np.float32],
-             impressions: npt.NDArray[np.float32], eligible: npt.NDArray[np.bool_]) -> int:
-    """Place of the eligible item of the highest draw, -1 when none is.
+def thompson(seed: int, rate: float, items: I32, fit: F32, clicks: F32, impressions: F32) -> int:
+    """Place of the item of the highest draw; -1 where there is none.
 
     Args:
-      seed: 64 bits; the stream starts there.
+      seed: 63 bits; the stream starts there.
       rate: p in (0, 1).
-      fit: (n,) in [0, 1], how well each goes with the page; clicks, impressions: (n,), clicks <= impressions.
+      items: (n,) positions, negative for one that is left out; fit: (n,) in [0, 1], how well each goes with the page.
+      clicks, impressions: by position, clicks <= impressions.
     """
     state = np.empty(1, np.uint64)
     state[0] = seed
     best, highest = -1, -1.0
-    for i in range(len(fit)):
-        if not eligible[i]:
+    for i in range(len(items)):
+        if items[i] < 0:
             continue
         prior = min(0.99, max(1e-6, rate * (0.5 + fit[i])))
-        good = _gamma(state, PRIOR * prior + clicks[i])
-        bad = _gamma(state, PRIOR * (1 - prior) + max(0.0, impressions[i] - clicks[i]))
+        good = _gamma(state, PRIOR * prior + clicks[items[i]])
+        bad = _gamma(state, PRIOR * (1 - prior) + max(0.0, impressions[items[i]] - clicks[items[i]]))
         draw = good / (good + bad) if good + bad > 0 else 0.0
         if draw > highest:
             best, highest = i, draw
     return best
+
+
+@numba.njit(cache=True, nogil=True)
+def eligible(centre: F32, keep: Bools, positions: I32, taken: Bools, units: F32, drawn: I32, vectors: F32, norms: F32,
+             blocked: Bools, impressions: F32, below: float, hashes: U64, shown: U32, places: I32, items: I32, fit: F32) -> int:
+    """Who may take the slot: candidates that are not on the page and drawn items, all seen fewer than ``below`` times.
+
+    Args:
+      centre: (d,) unit mean of the page.
+      keep, positions, taken, units: of the n candidates; taken: on the page.
+      drawn: positions of items beside them.
+      places, items, fit: filled with place (n + j for drawn item j), position and cosine to the centre in [0, 1].
+
+    Returns:
+      How many.
+    """
+    n, count = len(positions), 0
+    for j in range(n + len(drawn)):
+        item = positions[j] if j < n else drawn[j - n]
+        if item < 0 or impressions[item] >= below or (taken[j] or not keep[j] if j < n else blocked[item]):
+            continue
+        known = False
+        if j >= n:
+            low = np.uint32(hashes[item] & np.uint64(0xFFFFFFFF))
+            for i in range(n):
+                known = known or positions[i] == item
+            for i in range(len(shown)):
+                known = known or shown[i] == low
+        if known:
+            continue
+        total = np.float32(0)
+        if j < n:
+            for d in range(len(centre)):
+                total += centre[d] * units[j, d]
+        elif item < len(vectors) and norms[item] > 0:
+            for d in range(len(centre)):
+                total += centre[d] * vectors[item, d]
+            total /= norms[item]
+        places[count], items[count], fit[count] = j, item, min(np.float32(1), max(np.float32(0), total))
+        count += 1
+    return count
 
 
 @numba.njit(cache=True, nogil=True)

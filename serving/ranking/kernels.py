@@ -145,8 +145,7 @@ def preference_match(categories: I32, share: F32, out: F32) -> None:
             if code < 0:
                 break
             count += 1
-            if code < len(share):
-                total += share[code]
+            total += share[code]
         out[i] = total / (norm * np.float32(math.sqrt(count))) if count and norm > 0 else np.float32(0)
 
 
@@ -198,57 +197,64 @@ def select(scores: F32, keep: Bools, units: F32, categories: I32, share: F32, co
     recommendations", RecSys 2018). A first category that ``max_per_category`` items have is passed over until nothing
     else is left.
 
+    A candidate's value never rises while others are chosen, so it is worked out anew only where its last value was the highest
+    (lazy greedy: Minoux, 1978); the choice is the same.
+
     Args:
-      share: (c,) p by category code; all 0 without one: then calibration is 0.
+      share: (c,) p by category code, c above every code; all 0 without one: then calibration is 0.
       counts: (c,) scratch, all 0.
       chosen: (size,) places of the candidates, filled.
     """
     n, many = len(scores), len(share)
-    has_vector = np.zeros(n, np.bool_)
-    nearest = np.zeros(n, np.float32)
-    taken = np.zeros(n, np.bool_)
-    mix = np.zeros(many, np.float32)
+    has_vector, open_ = np.zeros(n, np.bool_), keep.copy()
+    nearest, mix, bound = np.zeros(n, np.float32), np.zeros(many, np.float32), np.empty(n, np.float32)
+    exact, compared = np.full(n, -1, np.int64), np.zeros(n, np.int64)
     for i in range(n):
-        taken[i] = not keep[i]
+        bound[i] = np.float32(np.inf)
         for d in range(units.shape[1]):
             if units[i, d] != 0:
                 has_vector[i] = True
                 break
     count = 0
     while count < size:
-        best, best_value, best_free = -1, np.float32(0), False
-        for i in range(n):
-            if taken[i]:
-                continue
-            first = categories[i, 0]
-            free = max_per_category == 0 or first < 0 or first >= many or counts[first] < max_per_category
-            if best_free and not free:
-                continue
-            value = np.float32((1 - strength) * scores[i])
-            if strength > 0:
-                gain = _gain(categories, i, share, mix, count, smoothing) if calibration > 0 else 0.0
-                value -= np.float32(strength * ((1 - calibration) * nearest[i] - calibration * gain))
-            if best < 0 or (free and not best_free) or value > best_value:
-                best, best_value, best_free = i, value, free
+        best = _highest(bound, open_, categories, counts, max_per_category)
         if best < 0:
             break
+        if exact[best] != count:  # as similar items are chosen its value only falls: what it was bounds what it is
+            while compared[best] < count and strength > 0 and calibration < 1:
+                alike = similarity(units, categories, has_vector, best, chosen[compared[best]])
+                nearest[best] = max(nearest[best], alike)
+                compared[best] += 1
+            value = np.float32((1 - strength) * scores[best])
+            if strength > 0:
+                gain = _gain(categories, best, share, mix, count, smoothing) if calibration > 0 else 0.0
+                value -= np.float32(strength * ((1 - calibration) * nearest[best] - calibration * gain))
+            bound[best], exact[best] = value, count
+            continue
         chosen[count] = best
         count += 1
-        taken[best] = True
-        first = categories[best, 0]
-        if 0 <= first < many:
-            counts[first] += 1
+        open_[best] = False
         parts = 0
         for c in range(categories.shape[1]):
             parts += categories[best, c] >= 0
+        if parts:
+            counts[categories[best, 0]] += 1
         for c in range(parts):
-            if categories[best, c] < many:
-                mix[categories[best, c]] += np.float32(1.0 / parts)
-        if strength > 0 and calibration < 1 and count < size:
-            for i in range(n):
-                if not taken[i]:
-                    nearest[i] = max(nearest[i], similarity(units, categories, has_vector, i, best))
+            mix[categories[best, c]] += np.float32(1.0 / parts)
     return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _highest(bound: F32, open_: Bools, categories: I32, counts: I64, max_per_category: int) -> int:
+    """The open candidate of the highest bound, ties by place, whose first category is not full; of all, where all are; -1."""
+    best, best_free = -1, False
+    for i in range(len(bound)):
+        if not open_[i] or (best_free and bound[i] <= bound[best]):
+            continue
+        free = max_per_category == 0 or categories[i, 0] < 0 or counts[categories[i, 0]] < max_per_category
+        if best < 0 or (free and not best_free) or (free == best_free and bound[i] > bound[best]):
+            best, best_free = i, free
+    return best
 
 
 @numba.njit(cache=True, nogil=True)
@@ -261,7 +267,7 @@ def _gain(categories: I32, i: int, share: F32, mix: F32, count: int, smoothing: 
     total = 0.0
     for c in range(parts):
         code = categories[i, c]
-        if code >= len(share) or not share[code] > 0:
+        if not share[code] > 0:
             continue
         base = smoothing * share[code] + (1 - smoothing) * mix[code] / (count + 1)
         total += share[code] * math.log(1 + (1 - smoothing) / (parts * (count + 1)) / base)

@@ -13,6 +13,7 @@ signals, and with all strengths 0, the page is the list as stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from models.inference.bundle import Bundle
 from models.inference.idtable import hashes_of
 from schemas.keys import hash64
 from serving.ranking import kernels
-from serving.ranking.explore import draw_places, thompson
+from serving.ranking.explore import draw_places, eligible, thompson
 from serving.ranking.model import Ask, Candidates, Ranked, Signals
 from serving.ranking.overlay import Overlay, OverlayRows
 from serving.ranking.policy import ContextPolicy
@@ -39,6 +40,9 @@ SMOOTHING = 0.01
 EXPLORED = 32
 """Items drawn for the exploration slot, beside those of the list."""
 NEW_DAYS = 30
+FEATURES = ("list_score", "preference", "session", "boost", "impressions")
+"""Numbers of an item that ``Ranked.features`` has."""
+_SLOTS = 2  # of exploration, at most
 _NOBODY: frozenset[str] = frozenset()
 
 
@@ -76,10 +80,11 @@ def _as_stored(ask: Ask, candidates: Candidates, signals: Signals) -> Ranked:
 
 
 def _not_hidden(ids: Sequence[str], ask: Ask, signals: Signals, removed: frozenset[str] = _NOBODY) -> npt.NDArray[np.bool_]:
-    hidden, excluded, asked = signals.hidden, ask.exclude, ask.item_ids
-    if removed:
-        hidden = hidden | removed
-    return np.array([i not in hidden and i not in excluded and i not in asked for i in ids], np.bool_)
+    keep = [i not in signals.hidden for i in ids]
+    for others in (ask.exclude, ask.item_ids, removed):
+        if others:
+            keep = [ok and i not in others for i, ok in zip(ids, keep, strict=True)]
+    return np.array(keep, np.bool_)
 
 
 @dataclass
@@ -105,7 +110,8 @@ class _Request:
         self.removed = self.overlay.removed if self.overlay is not None else _NOBODY
         self.rows: OverlayRows | None = self.overlay.over(bundle) if self.overlay is not None else None
         self.rules: BundleRules = rules_of(policy, bundle)
-        self.seed = hash64(f"{ask.user_id}\x00{ask.request_id}") >> 1
+        self.explored: set[str] = set()
+        self.seed = hash64(f"{ask.user_id}\x00{ask.request_id}") >> 2
 
     def page(self) -> Ranked:
         recs, ask, policy = self.recs, self.ask, self.policy
@@ -122,21 +128,21 @@ class _Request:
             positions = np.concatenate([positions, np.array([p for _, p in extra], np.int32)])
             keep = np.concatenate([keep, np.ones(len(extra), np.bool_)])
         pool = self._gather(ids, positions, keep)
-        base = np.zeros(n, np.float32)
+        share, cause = self._share(), np.full(n, -1, np.int32)
+        self.table = np.zeros((len(FEATURES) + 1, n + _SLOTS), np.float32)
+        scored = dict(zip((*FEATURES, "score"), self.table, strict=True))
+        base, match, near, score = (scored[f][:n] for f in ("list_score", "preference", "session", "score"))
+        scored["boost"][:n], scored["impressions"][:n] = pool.boosts, pool.impressions
         base[:count] = list_share(np.asarray(recs.scores, np.float32))
-        share = self._share()
-        match, near, cause = np.zeros(n, np.float32), np.zeros(n, np.float32), np.full(n, -1, np.int32)
         if policy.preference > 0 and self.signals.preference:
             kernels.preference_match(pool.categories, share, match)
         if self.session is not None:
             kernels.session_of(positions, *self.near, near, cause)
             highest = near[pool.keep].max(initial=0)
-            near = near / highest if highest > 0 else near
-        scores = base + np.float32(policy.preference) * match + np.float32(policy.session) * near + pool.boosts
-        chosen = self._select(scores, pool, share)
-        scored = {"list_score": base, "preference": match, "session": near, "boost": pool.boosts,
-                  "impressions": pool.impressions}
-        return self._answer(pool, scores, scored, chosen, cause, count)
+            if highest > 0:
+                near /= highest
+        score[:] = base + np.float32(policy.preference) * match + np.float32(policy.session) * near + pool.boosts
+        return self._answer(pool, scored, self._select(score, pool, share), cause, count)
 
     def _read_session(self, positions: I32) -> list[tuple[str, int]]:
         """Fills the places of items near the session; (id, position) of those that join the candidates."""
@@ -210,25 +216,29 @@ class _Request:
                               policy.max_per_category, chosen)
         return chosen[:size]
 
-    def _answer(self, pool: _Pool, scores: F32, scored: dict[str, F32], chosen: I32, cause: I32, listed: int) -> Ranked:
-        recs, policy = self.recs, self.policy
-        ids, sources, reasons, because = [], [], [], []
+    def _answer(self, pool: _Pool, scored: dict[str, F32], chosen: I32, cause: I32, listed: int) -> Ranked:
+        recs = self.recs
         session = [i for i, _ in self.signals.session]
-        led = np.float32(policy.session) * scored["session"] > scored["list_score"]
+        led = (np.float32(self.policy.session) * scored["session"] > scored["list_score"]).tolist()
+        rows: list[tuple[str, str, str, str]] = []
         for i in chosen.tolist():
-            ids.append(pool.ids[i])
-            sources.append(recs.sources[i] if i < listed else "item_cf")
+            source = recs.sources[i] if i < listed else "item_cf"
             if cause[i] >= 0 and led[i]:
-                reasons.append("because_you_watched")
-                because.append(session[cause[i]])
+                rows.append((pool.ids[i], source, "because_you_watched", session[cause[i]]))
             else:
-                reasons.append(recs.reasons[i])
-                because.append(recs.source_item_ids[i])
-        left = int(pool.keep.sum()) - len(chosen)
-        page = Ranked(ids, scores[chosen], sources, reasons, because, {name: v[chosen] for name, v in scored.items()}, left > 0)
-        for slot in self._slots(len(ids)):
-            page = self._explore(page, pool, scores, scored, chosen, slot)
-        return page
+                rows.append((pool.ids[i], source, recs.reasons[i], recs.source_item_ids[i]))
+        places, left, slot = chosen.tolist(), int(np.count_nonzero(pool.keep)) - len(chosen), -1
+        for number, rank in enumerate(self._slots(len(rows))):
+            found = self._explored(pool, scored, places, rank, number)
+            if found is not None:
+                rows.insert(rank, found)
+                slot = rank
+        size = self.ask.page_size
+        left, rows, at = left + max(0, len(rows) - size), rows[:size], np.array(places[:size], np.int64)
+        ids, sources, reasons, because = zip(*rows, strict=True) if rows else ((), (), (), ())
+        numbers = self.table[:, at]
+        features = dict(zip(FEATURES, numbers, strict=False))
+        return Ranked(ids, numbers[-1], sources, reasons, because, features, left > 0, slot)
 
     def _slots(self, size: int) -> list[int]:
         """Ranks (0-based) of exploration, the declared one last: who is little known gets one at half of it too."""
@@ -237,46 +247,33 @@ class _Request:
             return []
         return [slot // 2, slot] if self.signals.low_confidence and slot >= 2 else [slot]
 
-    def _explore(self, page: Ranked, pool: _Pool, scores: F32, scored: dict[str, F32], chosen: I32, slot: int) -> Ranked:
-        """The page with an item that few have seen at ``slot``, in the place of its last item where it is full."""
-        rules, bundle, seed = self.rules, self.bundle, self.seed + slot
-        shown = set(page.item_ids)
+    def _explored(self, pool: _Pool, scored: dict[str, F32], places: list[int], rank: int,
+                  number: int) -> tuple[str, str, str, str] | None:
+        """The item that few have seen for a slot, None where there is none; puts its place into ``places``."""
+        rules, bundle, seed = self.rules, self.bundle, self.seed + rank
         drawn = rules.explorable[draw_places(seed, EXPLORED, len(rules.explorable))]
-        few = pool.keep & (pool.positions >= 0) & (pool.impressions < self.policy.explore_below)
-        listed = np.flatnonzero(few).astype(np.int32)
-        names = bundle.ids(drawn)
-        keep = _not_hidden(names, self.ask, self.signals, self.removed)
-        if len(self.ask.shown):
-            kernels.drop_shown(bundle.hashes[drawn], self.ask.shown, keep)
-        other = self._gather(names, drawn, keep)
-        ids = [pool.ids[i] for i in listed.tolist()] + names
-        eligible = np.concatenate([np.ones(len(listed), np.bool_), other.keep])
-        eligible &= np.array([i not in shown for i in ids], np.bool_)
-        if not eligible.any():
-            return page
-        units = np.concatenate([pool.units[listed], other.units])
-        positions = np.concatenate([pool.positions[listed], drawn])
-        seen = bundle.impressions[positions]
-        rates = np.nan_to_num(bundle.click_rate[positions], nan=rules.rate)
-        clicks = np.clip(rates * (seen + 20) - np.float32(20 * rules.rate), 0, seen).astype(np.float32)
-        centre = pool.units[chosen].sum(axis=0)
-        fit = np.clip(units @ (centre / max(float(np.sqrt(centre @ centre)), 1e-9)), 0, 1).astype(np.float32)
-        at = thompson(seed, rules.rate, fit, clicks, seen, eligible)
-        if at < len(listed):
-            i = int(listed[at])
-            score, values = scores[i], {name: v[i] for name, v in scored.items()}
+        n = len(pool.ids)
+        taken = np.zeros(n, np.bool_)
+        on_page = [i for i in places if i < n]
+        taken[on_page] = True
+        centre = pool.units[on_page].sum(axis=0)
+        centre /= np.float32(max(math.sqrt(float(centre @ centre)), 1e-9))
+        at, items, fit = (np.empty(n + len(drawn), kind) for kind in (np.int32, np.int32, np.float32))
+        count = eligible(centre, pool.keep, pool.positions, taken, pool.units, drawn, bundle.vectors, bundle.norms,
+                         rules.blocked, bundle.impressions, self.policy.explore_below, bundle.hashes, self.ask.shown,
+                         at, items, fit)
+        left = items[:count].copy()
+        while (best := thompson(seed, rules.rate, left, fit, rules.clicks, bundle.impressions)) >= 0:
+            place, item = int(at[best]), int(items[best])
+            name = pool.ids[place] if place < n else bundle.ids(np.array([item]))[0]
+            if name not in self.explored and _not_hidden([name], self.ask, self.signals, self.removed)[0]:
+                break
+            left[best] = -1
         else:
-            score, values = fit[at], {name: np.float32(0) for name in scored} | {"impressions": seen[at]}
-        is_new = bool(bundle.age_days[positions[at]] < NEW_DAYS)
-        return _placed(page, slot, self.ask.page_size, ids[at], score, "new" if is_new else "discovery", values)
-
-
-def _placed(page: Ranked, slot: int, size: int, item_id: str, score: np.float32, reason: str,
-            values: dict[str, np.float32]) -> Ranked:
-    """The page with one item put in at ``slot``, cut to ``size``."""
-    def put(values: Sequence[str], value: str) -> list[str]:
-        return [*values[:slot], value, *values[slot:]][:size]
-
-    features = {name: np.insert(column, slot, values[name])[:size] for name, column in page.features.items()}
-    return Ranked(put(page.item_ids, item_id), np.insert(page.scores, slot, score)[:size], put(page.sources, "exploration"),
-                  put(page.reasons, reason), put(page.because, ""), features, page.more or len(page.item_ids) == size, slot)
+            return None
+        self.explored.add(name)
+        if place >= n:  # its values stand in a row of their own, behind the candidates'
+            place = n + number
+            scored["score"][place], scored["impressions"][place] = fit[best], bundle.impressions[item]
+        places.insert(rank, place)
+        return name, "exploration", "new" if bundle.age_days[item] < NEW_DAYS else "discovery", ""

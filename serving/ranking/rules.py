@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.inference.bundle import Bundle
-from serving.ranking.explore import DEFAULT_RATE
+from serving.ranking.explore import DEFAULT_RATE, PRIOR
 from serving.ranking.policy import ContextPolicy, Rule
 
 
@@ -21,13 +21,14 @@ class BundleRules:
     Attributes:
       boost: (m,) what is added to each item's score; blocked: (m,) never shown.
       explorable: popular items among those of fewer impressions than the context's ``explore_below``.
-      rate: click rate of all items.
+      rate: click rate of all items; clicks: (m,) of each, as far as its smoothed rate tells.
     """
 
     boost: npt.NDArray[np.float32]
     blocked: npt.NDArray[np.bool_]
     explorable: npt.NDArray[np.int32]
     rate: float
+    clicks: npt.NDArray[np.float32]
 
 
 class Attributes(msgspec.Struct, frozen=True):
@@ -73,7 +74,10 @@ def _apply(rules: tuple[Rule, ...], explore_below: float, bundle: Bundle) -> Bun
     few = bundle.by_popularity[(bundle.impressions < explore_below)[bundle.by_popularity] & ~blocked[bundle.by_popularity]]
     rates = bundle.click_rate[bundle.click_rate > 0]
     rate = float(rates.mean(dtype=np.float64)) if len(rates) else DEFAULT_RATE
-    return BundleRules(boost, blocked, np.ascontiguousarray(few[:EXPLORABLE], np.int32), min(0.5, rate))
+    rate = min(0.5, rate)
+    smoothed = np.where(np.isnan(bundle.click_rate), np.float32(rate), bundle.click_rate)
+    clicks = np.clip(smoothed * (bundle.impressions + PRIOR) - PRIOR * rate, 0, bundle.impressions).astype(np.float32)
+    return BundleRules(boost, blocked, np.ascontiguousarray(few[:EXPLORABLE], np.int32), rate, clicks)
 
 
 def _items(rule: Rule, bundle: Bundle) -> npt.NDArray[np.integer]:
