@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 
@@ -54,6 +55,28 @@ class Recommendations(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class SimilarItem(msgspec.Struct, frozen=True):
+    """An item like another one. ``shared_attributes``: ``category`` and attribute names, with the value that both have."""
+
+    item_id: str
+    rank: int
+    similarity_score: float
+    similarity_type: Literal["cooccurrence", "vector", "content"]
+    shared_attributes: dict[str, str]
+    metadata: Metadata
+
+
+class SimilarItems(msgspec.Struct, frozen=True):
+    """Items like ``item_id``, best first. ``served_from`` cooccurrence: the index is away, so vectors and content are not
+    looked at."""
+
+    request_id: str
+    item_id: str
+    items: list[SimilarItem]
+    model_version: str
+    served_from: Literal["index", "cooccurrence"]
+
+
 class ParameterError(msgspec.Struct, frozen=True):
     """What is wrong with one parameter."""
 
@@ -70,18 +93,25 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     errors: list[ParameterError] = []
 
 
+_OF_AN_ITEM = {
+    "because_you_watched": ("Because you watched {}", "Because of what you watched"),
+    "similar_item": ("Similar to {}", "Similar items"),
+    "goes_together": ("Goes together with {}", "Goes with what you chose"),
+}
 _REASONS = {
     "similar_taste": "Matches your taste",
     "popular": "Popular right now",
     "trending": "Trending now",
     "new": "New in the catalogue",
+    "discovery": "Something different",
 }
 
 
 def reason_sentence(kind: str, source_title: str | None) -> str:
-    """The sentence of a reason: ``Because you watched X`` names what the user did, the others stand alone."""
-    if kind == "because_you_watched":
-        return f"Because you watched {source_title}" if source_title else "Because of what you watched"
+    """The sentence of a reason: ``Because you watched X`` names an item, others stand alone."""
+    if kind in _OF_AN_ITEM:
+        named, unnamed = _OF_AN_ITEM[kind]
+        return named.format(source_title) if source_title else unnamed
     return _REASONS.get(kind, "Recommended for you")
 
 

@@ -57,7 +57,7 @@ _named = functools.lru_cache(4096)(_string)
 @functools.lru_cache(1024)
 def _template(names: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """A map of k names, each to an array of one float, still 0; and the (4 k,) places of the floats' bytes."""
-    found, places = bytearray(zigzag(len(names)) if names else b""), []
+    found, places = bytearray(zigzag(len(names)) if names else b""), list[int]()
     for name in names:
         found += _named(name) + _ONE
         places += range(len(found), len(found) + 4)

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
 
-from serving.api import events, features, models, page, recommendations, status, users
+from serving.api import events, features, items, models, page, recommendations, status, users
 from serving.api.openapi import describe
 from serving.api.problems import add_problems
 from serving.api.recommendations import Lists
@@ -21,7 +21,7 @@ from serving.api.state import State
 from serving.logs import LOGGER
 from serving.settings import Settings
 
-AREAS: tuple[ModuleType, ...] = (recommendations, features, events, models, users, status, page)
+AREAS: tuple[ModuleType, ...] = (recommendations, items, features, events, models, users, status, page)
 """Modules of routes: each has ``router(state) -> APIRouter`` and SCHEMAS, the structs that its routes speak of."""
 _GARBAGE = 20_000
 """New objects between collections."""

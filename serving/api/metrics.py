@@ -103,8 +103,3 @@ class ServeCounters:
         for step, found in self.steps.items():
             lines += found.samples(names.SERVE_STEP_SECONDS, f'step="{step}"')
         return lines
-
-
-def gauge(name: str, value: float, labels: str = "") -> list[str]:
-    """One gauge in the Prometheus text format; its TYPE line comes with the first of a name."""
-    return [f"{name}{{{labels}}} {value:g}" if labels else f"{name} {value:g}"]

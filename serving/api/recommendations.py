@@ -43,11 +43,15 @@ class Lists:
             answer = await state.recommender.recommend(ask)
         except NothingPublishedError as error:
             raise unavailable(str(error), title="No recommendations yet") from error
+        return await self.encoded(ask, answer), answer
+
+    async def encoded(self, ask: Ask, answer: Answer) -> bytes:
+        """The body of an answer."""
         started = time.perf_counter()
         missing = self._pages.missing(answer)
-        body = self._pages.encode(ask, answer, await state.titles.of(missing) if missing else _NOTHING)
-        state.counters.step("encode", time.perf_counter() - started)
-        return body, answer
+        body = self._pages.encode(ask, answer, await self._state.titles.of(missing) if missing else _NOTHING)
+        self._state.counters.step("encode", time.perf_counter() - started)
+        return body
 
     def told(self, ask: Ask, answer: Answer) -> None:
         """Counts an answer that has left, and logs it for training."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from schemas.workspace import Workspace
 from serving.api.auth import Guard
 from serving.api.metrics import ServeCounters
+from serving.api.peers import Peers
 from serving.api.titles import Titles
+from serving.api.worker import worker_lines
 from serving.collector.app import Collector
 from serving.collector.settings import CollectorSettings, beside
-from serving.features import FeatureReader
 from serving.ladder import Breakers, NothingPublishedError
 from serving.logs import LOGGER, Mask
 from serving.ranking.policy import load
@@ -35,7 +37,7 @@ class State:
       guard: who may do what: ``guard.needs(role)`` is a FastAPI dependency that gives the Caller.
       mask: what stands in a log for a user id.
       counters: for /metrics.
-      features: reads features by name.
+      peers: the counts of all workers.
       lists: answers with lists.
       store: of features, lists and versions.
       recommender: makes lists; it holds the bundles, versions and breakers.
@@ -56,7 +58,7 @@ class State:
         self.guard = Guard(settings)
         self.mask = Mask(settings.mask)
         self.counters = ServeCounters()
-        self.features = FeatureReader(settings.stream_job)
+        self.peers = Peers(settings.run if settings.workers > 1 else None, partial(worker_lines, self))
         self.collector: Collector | None = None
         self.truth: Truth | None = None
 
@@ -79,6 +81,7 @@ class State:
             self.truth = Truth(beside(settings.log, "served", max(settings.partitions, settings.workers)), self.counters.truth)
             self.truth.start()
         await self.recommender.open()
+        self.peers.start()
         try:
             _log.info("worker started", extra={"fields": {"state": self.recommender.check()}})
         except NothingPublishedError as reason:
@@ -91,6 +94,7 @@ class State:
             self.collector.close()
         if self.truth is not None:
             await self.truth.close()
+        await self.peers.close()
         await self.recommender.close()
         await self.store.close()
         _log.info("worker stopped")

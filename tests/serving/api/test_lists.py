@@ -1,0 +1,101 @@
+"""Lists, similar items, a client's own list: what is answered, and that it is what the schema says."""
+
+import msgspec
+import numpy as np
+import pytest
+from api_world import LISTED, client_of, ids, publish
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.api.cursors import CursorError, decode_cursor, encode_cursor
+from serving.responses import Recommendations, SimilarItems
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    from serving_world import World
+
+    world = publish(World(tmp_path_factory.mktemp("lists") / "workspace"))
+    with client_of(world) as made:
+        yield made
+    world.store.close()
+
+
+def test_a_page_is_what_the_schema_says_with_metadata_of_the_bundle(client):
+    answer = client.get("/v1/recommendations", params={"user_id": "ann", "page_size": 10, "request_id": "mine-1"})
+    page = msgspec.json.decode(answer.content, type=Recommendations)
+    assert page.request_id == "mine-1" and page.served_from == "list" and page.model_version == "m1"
+    assert [item.rank for item in page.items] == list(range(1, 11))
+    titled = {item.item_id: item for item in page.items}
+    assert titled["i10"].metadata.title == 'Say "hi" to <b>' and titled["i10"].metadata.category == "c2"
+    assert titled["i10"].explanation.reason.startswith("Because you watched ") and page.next_cursor
+    assert answer.headers["cache-control"] == "private, no-store"
+    assert answer.json() == client.get("/recommendations/ann", params={"limit": 10, "request_id": "mine-1"}).json()
+
+
+def test_pages_never_repeat_and_ranks_go_on(client):
+    seen, ranks, cursor = [], [], None
+    while True:
+        body = client.get("/v1/recommendations", params={"user_id": "ann", "page_size": 7, **({"cursor": cursor} if cursor else {})})
+        seen += ids(body)
+        ranks += [item["rank"] for item in body.json()["items"]]
+        if (cursor := body.json()["next_cursor"]) is None:
+            break
+    assert len(seen) == len(set(seen)) >= len(LISTED) and set(LISTED) <= set(seen)
+    assert ranks == list(range(1, len(seen) + 1))
+
+
+def test_item_and_cart_lists_are_around_their_items(client):
+    around = ids(client.get("/v1/recommendations", params={"user_id": "ann", "context": "item", "item_id": "i4", "page_size": 5}))
+    assert "i4" not in around and len(around) == 5
+    cart = ids(client.get("/v1/recommendations", params=[("user_id", "ann"), ("context", "cart"), ("item_id", "i4"),
+                                                         ("item_id", "i8"), ("page_size", "5")]))
+    assert len(cart) == 5 and not {"i4", "i8"} & set(cart)
+
+
+def test_similar_items_say_how_alike_they_are_and_in_what(client):
+    answer = client.get("/v1/items/i4/similar", params={"limit": 5, "request_id": "r"})
+    found = msgspec.json.decode(answer.content, type=SimilarItems)
+    assert found.item_id == "i4" and found.request_id == "r" and found.served_from == "index" and len(found.items) == 5
+    scores = [item.similarity_score for item in found.items]
+    assert all(0 < score <= 1 for score in scores) and found.items[0].metadata.title
+    assert found.items[0].shared_attributes["category"] == "c0"
+    missing = client.get("/v1/items/nowhere/similar")
+    assert missing.status_code == 404 and missing.headers["content-type"] == "application/problem+json"
+    assert client.get("/v1/items/i4/similar", params={"diversity": 2}).status_code == 422
+
+
+def test_a_clients_own_list_is_ordered_and_nothing_joins_it(client):
+    asked = {"user_id": "ann", "item_ids": ["i9", "i3", "i9", "i7"], "request_id": "r"}
+    answer = client.post("/v1/rerank", json=asked)
+    assert sorted(ids(answer)) == ["i3", "i7", "i9"] and answer.json()["items"][0]["metadata"]["title"]
+    for wrong in ({}, {**asked, "item_ids": []}, {**asked, "items": []}, {**asked, "item_ids": ["x" * 300]}, [1]):
+        refused = client.post("/v1/rerank", json=wrong)
+        assert refused.status_code == 422 and refused.json()["errors"][0]["parameter"] == "body"
+    assert client.post("/v1/rerank", content=b"{" * 2_000_000).status_code == 413
+
+
+@pytest.mark.parametrize("query", ["user_id=%FF", "user_id=ann&request_id=%20", "user_id=ann&item_id=", "user_id=ann&page_size=1e2",
+                                   "user_id=ann&page_size=%D9%A1", "user_id=ann&context=", "user_id=" + "a" * 60_000])
+def test_wrong_queries_are_refused_not_guessed(client, query):
+    answer = client.get(f"/v1/recommendations?{query}")
+    assert answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json"
+
+
+@given(st.text(max_size=40), st.lists(st.integers(0, 2**32 - 1), max_size=30), st.lists(st.text(max_size=12), max_size=20))
+def test_a_cursor_reads_back(version, before, page):
+    shown = np.array(before, np.uint32)
+    text = encode_cursor(version, shown, page)
+    if text is not None:
+        found, hashes = decode_cursor(text)
+        assert found == version and len(hashes) == len(before) + len(page) and hashes[: len(before)].tolist() == before
+
+
+@given(st.text(max_size=200) | st.binary(max_size=60).map(lambda raw: raw.hex()))
+def test_anything_else_is_no_cursor(text):
+    with pytest.raises(CursorError):
+        decode_cursor(text)
+
+
+def test_a_cursor_is_bounded():
+    assert encode_cursor("v", np.zeros(995, np.uint32), [f"i{n}" for n in range(6)]) is None
