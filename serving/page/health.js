@@ -38,15 +38,12 @@ class Health {
   }
 
   async read() {
-    try {
-      const [status] = await Promise.all([get("/v1/status", {}, this.signal), this.versions.read()]);
-      this.past.push({at: performance.now(), ...status});
-      this.past = this.past.slice(-2);
-      this.lost = null;
-    } catch (error) {
-      if (this.signal.aborted || !this.past.length) throw error;
-      this.lost = error.message;
-    }
+    const [status, versions] = await Promise.allSettled([get("/v1/status", {}, this.signal), this.versions.read()]);
+    if (this.signal.aborted) return;
+    const failed = [status, versions].find((each) => each.status === "rejected");
+    this.lost = failed ? failed.reason.message : null;
+    if (status.status === "fulfilled") this.past = [...this.past.slice(-1), {at: performance.now(), ...status.value}];
+    else if (versions.status === "rejected" && !this.past.length) throw failed.reason;
     if (this.throughput) this.draw();
   }
 
@@ -59,9 +56,10 @@ class Health {
 
   draw() {
     const now = this.past.at(-1);
-    this.verdict.className = `pulse ${this.lost ? "bad" : now.status === "ready" ? "live" : "bad"}`;
-    this.verdict.textContent = this.lost ? `No answer: ${this.lost} What is shown is from before.` : now.status === "ready" ? "Ready: everything it reads answers"
+    this.verdict.className = `pulse ${!this.lost && now.status === "ready" ? "live" : "bad"}`;
+    this.verdict.textContent = this.lost ? `${this.lost} What is shown is from before.` : now.status === "ready" ? "Ready: everything it reads answers"
       : `${words(now.status)}: something it reads is away, and it answers all the same`;
+    if (!now) return;
     this.drawFigures(now);
     this.drawSpark();
     this.drawTiers(now);

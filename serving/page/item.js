@@ -26,6 +26,7 @@ export async function openItem({item, user, signal, onact}) {
     h("h3", {}, "Similar items"),
     h("div", {class: "tools"}, h("label", {for: "diversity"}, "Variety"), diversity), list);
   if (!dialog.open) dialog.showModal();
+  else dialog.querySelector(".close").focus(); // what had the focus has gone
 
   async function load() {
     try {

@@ -5,7 +5,7 @@ import {age, bar, h, number, section, span, table, time, words} from "./dom.js";
 const TOP = 6, HISTORY = 12;
 
 export class Knowledge {
-  /** onopen(item id): somebody wants to see an item. */
+  /** onopen(item): somebody wants to see an item. */
   constructor(onopen) {
     Object.assign(this, {onopen, profile: null, registry: null, shown: ""});
     this.stream = h("p", {class: "pulse"});
@@ -70,7 +70,7 @@ export class Knowledge {
     const rows = this.profile.history.slice(0, HISTORY), now = JSON.stringify(rows);
     if (now === this.shown) return;
     this.shown = now;
-    this.history.replaceChildren(...(rows.length ? rows.map((each) => h("li", {}, h("button", {type: "button", class: "link", onclick: () => this.onopen(each.item_id)},
+    this.history.replaceChildren(...(rows.length ? rows.map((each) => h("li", {}, h("button", {type: "button", class: "link", onclick: () => this.onopen({item_id: each.item_id, metadata: {title: each.title}})},
       each.title || each.item_id), time(each.at))) : [h("li", {class: "dim"}, "None that is known.")]));
   }
 

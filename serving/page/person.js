@@ -34,7 +34,7 @@ class Person {
   constructor(root, user, signal) {
     Object.assign(this, {root, user, signal, context: "homepage", answer: null, profile: null, anchor: ""});
     this.list = new RankedList({onact: (type, item) => this.act(type, item), onopen: (item) => this.open(item)});
-    this.knowledge = new Knowledge((id) => this.open({item_id: id}));
+    this.knowledge = new Knowledge((item) => this.open(item));
     this.actions = new Actions(user, () => this.readProfile(), signal);
     this.journal = h("ol", {class: "journal", "aria-label": "What you did as this user"});
     this.source = h("p", {class: "source"});

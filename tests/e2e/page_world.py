@@ -13,6 +13,8 @@ import httpx
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "serving" / "ranking"))
+from bundle_world import make_bundle
 from serving_world import DAY, World
 
 from schemas.cells import encode_list
@@ -44,10 +46,12 @@ class PageWorld(World):
             self.put_list(user, "v2", [*ITEMS[5:35], *ITEMS[:5]], reason="similar_taste", model="tt-2", generated_at=now,
                           expires_at=now + DAY)
             self.features_of(user, now - DAY // 2)
+        popular = ["p1", "p2", "p3", *ITEMS[:20]]
+        titles = {**{i: f"Title of {i}" for i in (*ITEMS, *popular)}, "heat": "Heat", "i2": MARKUP}
         for version, model in (("v1", "tt-1"), ("v2", "tt-2")):
-            self.put_list("", version, ["p1", "p2", "p3", *ITEMS[:20]], reason="popular", model=model, generated_at=now,
-                          expires_at=now + DAY)
-        for version, model in (("v1", "tt-1"), ("v2", "tt-2")):
+            self.put_list("", version, popular, reason="popular", model=model, generated_at=now, expires_at=now + DAY)
+            make_bundle(self.workspace.bundles / version, len(ITEMS), version=version, model=model, titles=titles,
+                        extra=["p1", "p2", "p3", "heat"], segments={"": popular})
             self.manifest(version, model, now)
         self.flip("v2", previous="v1")
 
