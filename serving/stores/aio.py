@@ -166,6 +166,8 @@ class AsyncSqliteStore:
 
     async def close(self) -> None:
         """See AsyncStore."""
+        if self._closed:
+            return
         self._closed = True
         if self._reader is not None:
             self._reader.close()
