@@ -125,8 +125,8 @@ class StreamConfig:
     watermark_delay_s: float = 10.0
     flush_s: float = 1.0
     readers: int = 2
-    user_buckets: int = 8
-    item_buckets: int = 4
+    user_buckets: int = 4
+    item_buckets: int = 2
     groups: tuple[str, ...] | None = None
     audit: Path | None = None
     idle_s: float | None = 10.0

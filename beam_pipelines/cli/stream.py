@@ -61,8 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="how far event time stays behind the newest event (default: 10s)")
     parser.add_argument("--flush", default="1s", metavar="T", help="from a change to its write (default: 1s)")
     parser.add_argument("--readers", type=int, default=2, help="parallel readers of the log (default: 2)")
-    parser.add_argument("--user-buckets", type=int, default=8, help="hash shards of users' state (default: 8)")
-    parser.add_argument("--item-buckets", type=int, default=4, help="hash shards of items' state (default: 4)")
+    parser.add_argument("--user-buckets", type=int, default=StreamConfig.user_buckets,
+                        help="hash shards of users' state (default: 4)")
+    parser.add_argument("--item-buckets", type=int, default=StreamConfig.item_buckets,
+                        help="hash shards of items' state (default: 2)")
     parser.add_argument("--groups", nargs="+", metavar="GROUP",
                         help="stream feature groups to compute (default: all, and items that users are done with)")
     parser.add_argument("--audit", metavar="DIR",

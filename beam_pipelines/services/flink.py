@@ -94,14 +94,17 @@ class Cluster:
 
         Args:
           job: name of the job; none leaves Beam's.
-          parallelism: instances of each step and worker processes (default: slots).
+          parallelism: instances of each step (default: slots); there are twice as many worker processes.
           streaming: False for a bounded job, which takes no checkpoints.
           checkpoint_ms: between checkpoints.
           savepoint: a savepoint or checkpoint folder to start from.
         """
         wide = parallelism or self.slots
         flags = ["--runner=PortableRunner", f"--job_endpoint={self.job_endpoint}", "--environment_type=EXTERNAL",
-                 f"--environment_config={self.worker_endpoint}", f"--parallelism={wide}", f"--sdk_worker_parallelism={wide}"]
+                 f"--environment_config={self.worker_endpoint}", f"--parallelism={wide}",
+                 # Instances of steps are dealt out to processes in the order in which they happen to open: of as many processes
+                 # as instances one often gets all the user state, and with it the whole job's pace.
+                 f"--sdk_worker_parallelism={2 * wide}"]
         if job:
             flags.append(f"--job_name={job}")
         if streaming:

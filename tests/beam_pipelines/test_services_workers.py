@@ -1,12 +1,16 @@
 """State of Flink's Python workers: markers are read once, writes are awaited together, a refused one fails the bundle."""
 
+import threading
+
 import pytest
 from apache_beam.coders import BytesCoder
 from apache_beam.portability.api import beam_fn_api_pb2
+from apache_beam.runners.worker import statesampler
 from apache_beam.runners.worker.sdk_worker import _Future
 from apache_beam.runners.worker.statecache import StateCache
+from apache_beam.utils.counters import CounterFactory
 
-from beam_pipelines.services.workers import PatientState, _Cache
+from beam_pipelines.services.workers import PatientState, Unsampled, _Cache
 
 TOKEN = beam_fn_api_pb2.ProcessBundleRequest.CacheToken(
     user_state=beam_fn_api_pb2.ProcessBundleRequest.CacheToken.UserState(), token=b"t")
@@ -91,3 +95,16 @@ def test_what_is_cached_is_weighed_without_looking_at_it(monkeypatch):
     cache = _Cache(1 << 20)
     cache.put("a", [b"x"])
     assert cache.peek("a") == [b"x"] and isinstance(cache, StateCache)
+
+
+def test_a_bundle_tracks_its_step_without_a_thread_that_its_end_would_wait_for():
+    sampler, threads = Unsampled("step", CounterFactory()), threading.active_count()
+    for _ in range(2):  # a processor is used again
+        sampler.start()
+        assert statesampler.get_current_tracker() is sampler
+        with sampler.scoped_state("users", "process"):
+            assert "users" in str(sampler.current_state().name)
+        assert threading.active_count() == threads
+        sampler.stop_if_still_running()
+        assert statesampler.get_current_tracker() is None
+        sampler.reset()
