@@ -13,17 +13,20 @@ pytest.importorskip("tensorflow_transform", reason="needs pip install 'beamrec[t
 
 import apache_beam as beam
 import model_world as world
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.jobs import features, fitting
 from beam_pipelines.runner import pipeline
+from models.inference.user_vector import UserTower
+from models.two_tower import weights
 from models.two_tower.config import TwoTowerConfig
 from models.two_tower.export import Scorer
 from models.two_tower.trainer import LocalFnArgs, run_fn
 from schemas.workspace import DAY_MICROS
 from transforms.beam.analyze import AnalyzeAndTransformExamples
-from transforms.examples import item_rows
+from transforms.examples import USER_SCHEMA, USER_STATS, item_rows
 
 SETTINGS = TwoTowerConfig(dim=8, hidden=8, batch_size=64, learning_rate=1e-2)
 
@@ -102,3 +105,36 @@ def test_no_examples_are_one_clear_error(prepared: Prepared, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="no training examples"):
         run_fn(LocalFnArgs([str(empty)], prepared.graph, str(tmp_path / "model")))
     assert not (tmp_path / "model").exists()
+
+
+def test_the_user_tower_in_numpy_gives_the_exports_vectors(prepared: Prepared, tmp_path: Path) -> None:
+    run(prepared, tmp_path / "model", epochs=2)
+    weights.write_tower(tmp_path / "model", tmp_path / "tower")
+    tower = UserTower.open(tmp_path / "tower")
+    items = pa.concat_arrays([pa.array([f"i{k}" for k in range(45)]), pa.array(["never seen", "ünï", ""])])
+    categories = pa.array(["taste0", "taste1", "taste2", "unknown taste"])
+    rows = [weights.rows_of(tmp_path / "tower", name, ids, len(table)) for name, ids, table in
+            (("items", items, tower.items), ("categories", categories, tower.categories))]
+    read = weights.read_tower(tmp_path / "model", items, categories)  # asks the model itself, hash buckets included
+    assert np.array_equal(rows[0], read.item_rows) and np.array_equal(rows[1], read.category_rows)
+    tower = replace(tower, item_rows=rows[0], category_rows=rows[1])
+
+    rng = np.random.default_rng(5)
+    users, mine = [], []
+    for _ in range(60):
+        liked = rng.integers(0, len(items), rng.integers(0, 30))
+        ages = rng.exponential(20, len(liked)).astype(np.float32)
+        tastes = rng.permutation(len(categories))[: rng.integers(0, 5)]
+        shares = rng.random(len(tastes)).astype(np.float32)
+        stats = {name: float("nan") if rng.random() < 0.2 else float(rng.integers(0, 40)) for name in USER_STATS}
+        users.append({"liked_items": items.take(pa.array(liked)).to_pylist(), "liked_ages": ages.tolist(),
+                      "affinity_ids": categories.take(pa.array(tastes)).to_pylist(), "affinity_shares": shares.tolist(), **stats})
+        mine.append(tower.vector(liked.astype(np.int32), ages, tastes.astype(np.int32), shares, stats))
+    theirs = Scorer(tmp_path / "model").user_vectors(pa.Table.from_pylist(users, schema=USER_SCHEMA))
+    assert np.abs(np.array(mine) - theirs).max() < 1e-5
+
+
+def test_bucket_bounds_are_found_to_the_last_bit() -> None:
+    bounds = np.array([-3.5, 0.0, 1e-20, 0.1, 0.1, 7e30], np.float32)
+    found = weights.bucket_bounds(lambda values: np.searchsorted(bounds, values, side="right"), 9)
+    assert found.tolist() == bounds.tolist()
