@@ -52,6 +52,7 @@ DEAD_LETTERS = Table("dead_letters", pa.schema([
 EVENTS = Table("events", pa.schema([
     *arrow_schema("event"), *POSITION, pa.field("event_hash", pa.int64(), nullable=False),  # hash64 of event_id, as int64
 ]), "occurred_at")
+SERVED = Table("served", pa.schema([*arrow_schema("served_features"), *POSITION]), "served_at")
 ITEMS = Table("items", arrow_schema("item"), None)
 USERS = Table("users", arrow_schema("user"), None)
 PARTIALS = Table("partials", pa.schema([
@@ -84,4 +85,4 @@ ITEM_SNAPSHOTS = Table("item_snapshots", _snapshot("item"), "as_of")
 
 TABLES: dict[str, Table] = {t.name: t for t in (
     RAW_EVENTS, DEAD_LETTERS, EVENTS, ITEMS, USERS, PARTIALS, STATES, USER_SNAPSHOTS, ITEM_SNAPSHOTS,
-    STREAM_PANES, STREAM_SESSIONS, STREAM_MINUTES)}
+    STREAM_PANES, STREAM_SESSIONS, STREAM_MINUTES, SERVED)}

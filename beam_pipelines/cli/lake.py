@@ -8,7 +8,8 @@ by day; what is no event to dead_letters with its reason. The offsets of a commi
 killed goes on where the last commit ended and adds nothing twice. One writer at a time works on a lake; others wait.
 
 The collector's logs beside it are stored too, each once it is there: LOG-dead (what it refused) in dead_letters, LOG-items
-and LOG-users in items and users, where the newest updated_at wins; always from their beginning.
+and LOG-users in items and users, where the newest updated_at wins; always from their beginning. LOG-served, what 'beamrec
+serve' showed with the feature values it used, goes to the table served.
 
 Ctrl-C or SIGTERM commits what was read, then ends. A log or a lake that is away is waited for.
 
@@ -16,8 +17,8 @@ This is a process of its own beside 'beamrec stream': a lake that is away delays
 lake. Both read the log by their own offsets.
 
 With --json, at the end: read = stored + duplicates + rejected, conflicts, rejected_by_reason, commits, lost (records that
-retention deleted before they were read), next (offset by partition); items and users changed, letters and next_beside of the
-logs beside it.
+retention deleted before they were read), next (offset by partition); items and users changed, served, letters and next_beside
+of the logs beside it.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
         def committed(written: Written) -> None:
             beside = f", {written.items:,} items, {written.users:,} users" if written.items or written.users else ""
+            beside += f", {written.served:,} served" if written.served else ""
             stage.advance(note=f"{written.stored:,} stored, {written.rejected:,} rejected, {written.commits:,} commits{beside}")
 
         try:
@@ -78,6 +80,6 @@ def run(args: argparse.Namespace) -> int:
         for reason, number in written.rejected_by_reason.items():
             print(f"  rejected: {number:,} {reason} (table dead_letters)")
         if written.next_beside:
-            print(f"beside it: {written.letters:,} dead letters stored; {written.items:,} items and {written.users:,} users "
-                  "changed")
+            print(f"beside it: {written.letters:,} dead letters and {written.served:,} answers stored; "
+                  f"{written.items:,} items and {written.users:,} users changed")
     return 0

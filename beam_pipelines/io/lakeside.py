@@ -1,4 +1,4 @@
-"""The logs beside an event log into the lake: the collector's dead letters, and upserts of items and users.
+"""The logs beside an event log into the lake: the collector's dead letters, upserts of items and users, what was served.
 
 They are read to their end once per commit of the lake writer. The offsets of each stand in the summary of the snapshot that
 its rows made, as those of the event log do, so a writer that was killed stores nothing twice.
@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import Mapping
 from typing import Literal
-from urllib.parse import parse_qsl, urlencode
 
+import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.io.ingest import upsert_items, upsert_users
@@ -22,26 +22,21 @@ from beam_pipelines.io.lake import Lake
 from beam_pipelines.io.lakewait import patiently
 from schemas.dead_letters import decode_dead_letter
 from schemas.tables import DEAD_LETTERS
-from serving.eventlog import EventLog, LogError, LogMissing, LogUnavailable, OffsetGone, open_log
+from schemas.workspace import DAY_MICROS
+from serving.eventlog import EventLog, LogError, LogMissing, LogUnavailable, OffsetGone, open_log, side_uri
 from transforms.records import Records
 from transforms.records.base import UNKNOWN_FORMAT
+from transforms.records.served import decode_served
 from transforms.records.upserts import decode_upserts, newest
 
-Kind = Literal["dead", "items", "users"]
-KINDS: tuple[Kind, ...] = ("dead", "items", "users")
+Kind = Literal["dead", "items", "users", "served"]
+KINDS: tuple[Kind, ...] = ("dead", "items", "users", "served")
 BUFFER_BYTES = 64 << 20
 _POLL_BYTES = 16 << 20
 _POLL_S = 0.5
 _QUIET_S = 10.0
 
 _LOG = logging.getLogger(__name__)
-
-
-def side_uri(uri: str, kind: Kind) -> str:
-    """The URI of a log beside an event log: ``dir:log`` -> ``dir:log-items``; opening it creates nothing."""
-    head, _, query = uri.partition("?")
-    options = {k: v for k, v in parse_qsl(query, keep_blank_values=True) if k != "partitions"}
-    return f"{head.rstrip('/')}-{kind}" + (f"?{urlencode(options, safe='/')}" if options else "")
 
 
 def property_of(source: str) -> str:
@@ -146,6 +141,11 @@ class SideLog:
         if self.kind == "dead":
             self.stored += self._bury(_letters(records, source), source, summary)
             return
+        if self.kind == "served":
+            answers, unread = decode_served(records, source)
+            self.refused += self._bury(unread, source, summary)
+            self.stored += self._append(answers, source, summary)
+            return
         upserts, dead = decode_upserts(records, self.kind[:-1], source)
         self.refused += self._bury(pa.Table.from_batches([dead]), source, summary)
         rows = newest(pa.Table.from_batches([upserts]), self.kind[:-1])
@@ -156,13 +156,28 @@ class SideLog:
         if not len(letters):
             return 0
         with self._lake.writer():
-            held = offsets_of(self._lake, "dead_letters", source)
-            new = [offset >= held.get(partition, 0) for partition, offset in
-                   zip(letters["partition"].to_pylist(), letters["offset"].to_pylist(), strict=True)]
-            letters = letters.filter(pa.array(new))
+            letters = self._new("dead_letters", letters, source)
             if len(letters):
                 self._lake.commit("dead_letters", [self._lake.write_file("dead_letters", letters)], (), summary)
         return len(letters)
+
+    def _append(self, answers: pa.Table, source: str, summary: Mapping[str, str]) -> int:
+        """Adds what was served, by day, that lies after what the lake has of this log; how many."""
+        with self._lake.writer():
+            answers = self._new("served", answers, source)
+            if len(answers):
+                days = np.asarray(answers["served_at"].cast(pa.int64())) // DAY_MICROS
+                files = [self._lake.write_file("served", answers.filter(pa.array(days == day)), int(day) * DAY_MICROS)
+                         for day in np.unique(days)]
+                self._lake.commit("served", files, (), summary)
+        return len(answers)
+
+    def _new(self, table: str, rows: pa.Table, source: str) -> pa.Table:
+        """The rows that lie after those that a table of the lake has of a log."""
+        held = offsets_of(self._lake, table, source)
+        new = [offset >= held.get(partition, 0) for partition, offset in
+               zip(rows["partition"].to_pylist(), rows["offset"].to_pylist(), strict=True)]
+        return rows.filter(pa.array(new, pa.bool_()))
 
 
 def _letters(records: Records, source: str) -> pa.Table:

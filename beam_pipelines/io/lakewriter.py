@@ -2,7 +2,7 @@
 
 The offsets up to which a commit read stand in the summary of its snapshot of ``events``: the lake itself says where to go on.
 A writer that was killed reads some records again; they are known by their positions and event ids, so nothing is added twice.
-After each commit the logs beside it (dead letters of the collector, items, users) are stored too: ``lakeside``.
+After each commit the logs beside it (the collector's dead letters, items, users, what was served) are stored too: ``lakeside``.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class Written:
       read: events, = stored + duplicates + rejected; lost: records that retention deleted before they were read.
       next: the offsets it goes on from.
       items, users: upserts that changed something.
+      served: answers of the API.
       letters: dead letters from the logs beside the event log.
-      next_beside: offsets of those logs by dead, items and users, where they are there.
+      next_beside: offsets of those logs by dead, items, users and served, where they are there.
     """
 
     read: int = 0
@@ -60,6 +61,7 @@ class Written:
     next: dict[int, int] = field(default_factory=dict)
     items: int = 0
     users: int = 0
+    served: int = 0
     letters: int = 0
     next_beside: dict[str, dict[int, int]] = field(default_factory=dict)
 
@@ -77,8 +79,8 @@ class Written:
     def look_beside(self, sides: SideLogs) -> None:
         """Takes over what the logs beside gave so far."""
         logs = sides.logs
-        self.items, self.users = logs["items"].stored, logs["users"].stored
-        self.letters = logs["dead"].stored + logs["items"].refused + logs["users"].refused
+        self.items, self.users, self.served = logs["items"].stored, logs["users"].stored, logs["served"].stored
+        self.letters = logs["dead"].stored + sum(logs[kind].refused for kind in ("items", "users", "served"))
         self.next_beside = {kind: dict(log.next) for kind, log in logs.items() if log.next}
 
 

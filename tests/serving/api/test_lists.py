@@ -36,7 +36,8 @@ def test_a_page_is_what_the_schema_says_with_metadata_of_the_bundle(client):
 def test_pages_never_repeat_and_ranks_go_on(client):
     seen, ranks, cursor = [], [], None
     while True:
-        body = client.get("/v1/recommendations", params={"user_id": "ann", "page_size": 7, **({"cursor": cursor} if cursor else {})})
+        more = {"cursor": cursor} if cursor else {}
+        body = client.get("/v1/recommendations", params={"user_id": "ann", "page_size": 7, **more})
         seen += ids(body)
         ranks += [item["rank"] for item in body.json()["items"]]
         if (cursor := body.json()["next_cursor"]) is None:
@@ -46,7 +47,8 @@ def test_pages_never_repeat_and_ranks_go_on(client):
 
 
 def test_item_and_cart_lists_are_around_their_items(client):
-    around = ids(client.get("/v1/recommendations", params={"user_id": "ann", "context": "item", "item_id": "i4", "page_size": 5}))
+    asked = {"user_id": "ann", "context": "item", "item_id": "i4", "page_size": 5}
+    around = ids(client.get("/v1/recommendations", params=asked))
     assert "i4" not in around and len(around) == 5
     cart = ids(client.get("/v1/recommendations", params=[("user_id", "ann"), ("context", "cart"), ("item_id", "i4"),
                                                          ("item_id", "i8"), ("page_size", "5")]))
@@ -75,8 +77,9 @@ def test_a_clients_own_list_is_ordered_and_nothing_joins_it(client):
     assert client.post("/v1/rerank", content=b"{" * 2_000_000).status_code == 413
 
 
-@pytest.mark.parametrize("query", ["user_id=%FF", "user_id=ann&request_id=%20", "user_id=ann&item_id=", "user_id=ann&page_size=1e2",
-                                   "user_id=ann&page_size=%D9%A1", "user_id=ann&context=", "user_id=" + "a" * 60_000])
+@pytest.mark.parametrize("query", ["user_id=%FF", "user_id=ann&request_id=%20", "user_id=ann&item_id=",
+                                   "user_id=ann&page_size=1e2", "user_id=ann&page_size=%D9%A1", "user_id=ann&context=",
+                                   "user_id=" + "a" * 60_000])
 def test_wrong_queries_are_refused_not_guessed(client, query):
     answer = client.get(f"/v1/recommendations?{query}")
     assert answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json"
