@@ -29,6 +29,7 @@ from beam_pipelines.io.lake import DataFile, Lake
 from beam_pipelines.io.store_sink import WriteLists, write_catalogue
 from beam_pipelines.jobs import bundling
 from beam_pipelines.jobs.index import find_model
+from beam_pipelines.jobs.popular_lists import read_profiles
 from beam_pipelines.options import Config
 from beam_pipelines.progress import Stage
 from beam_pipelines.runner import pipeline
@@ -150,7 +151,10 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
             snapshot = lake.read("item_snapshots", _ITEM_COLUMNS, as_of, as_of + DAY_MICROS)
             snapshot = snapshot.filter(pc.equal(snapshot["as_of"].cast(pa.int64()), as_of))
             items = lake.read("items")
+            profiles = read_profiles(lake)
             manifest = _manifest(as_of, model, index, settings, users.result(), snapshot, items)
+            if profiles is not None:
+                manifest["inputs"]["users"] = _table_fingerprint(profiles, "user_id")
         version = version_of(manifest)
         done = _completed(config, version)
         if done is not None:
@@ -167,7 +171,7 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
         with ThreadPoolExecutor(1) as beside:  # item entries need no ranking: they are written meanwhile
             entries = beside.submit(write_catalogue, store, items)
             bundle = beside.submit(bundling.write, config, version, settings.surface, as_of, model, index, catalogue, items,
-                                   snapshot, files)
+                                   snapshot, files, profiles)
             with Stage("recommend: lists", quiet=config.quiet) as stage:
                 _write_unknown_user(store, version, catalogue, settings.blend, stamp)
                 counters = _run_pipeline(config, version, files, _ReadUsers(as_of, settings.active_days),
@@ -258,9 +262,9 @@ def _users_fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def _table_fingerprint(table: pa.Table) -> str:
-    """Of the rows in the order of their item_id, however they are stored."""
-    return xxhash.xxh3_128_hexdigest(_plain_bytes(table.take(pc.sort_indices(table["item_id"])).combine_chunks()))
+def _table_fingerprint(table: pa.Table, key: str = "item_id") -> str:
+    """Of the rows in the order of their key, however they are stored."""
+    return xxhash.xxh3_128_hexdigest(_plain_bytes(table.take(pc.sort_indices(table[key])).combine_chunks()))
 
 
 def _plain_bytes(table: pa.Table) -> memoryview:

@@ -20,10 +20,10 @@ from beam_pipelines.jobs import index, recommend
 from beam_pipelines.options import Config
 from models.inference.bundle import Bundle
 from models.registry import Registry, write_vectors
-from schemas.tables import USER_SNAPSHOTS
+from schemas.tables import USER_SNAPSHOTS, USERS
 from transforms.candidates import Blend
 
-USERS = {"ann": (["i1", "i2"], ["i1", "i2", "i3"]), "bob": (["i4"], ["i4"]), "new": ([], [])}
+PEOPLE = {"ann": (["i1", "i2"], ["i1", "i2", "i3"]), "bob": (["i4"], ["i4"]), "new": ([], [])}
 SETTINGS = recommend.RecommendSettings(blend=Blend(list_length=5))
 
 
@@ -31,7 +31,7 @@ def world(folder: Path) -> Config:
     config = Config.of(folder, quiet=True)
     config.workspace.freeze_after(AS_OF - 1)
     vectors = np.random.default_rng(1).normal(size=(12, 4)).astype(np.float32)
-    write_world(config, USERS, vectors, {f"i{n}": 100.0 - n for n in range(14)}, {"i1": {"i7": 0.9}, "i4": {"i5": 0.5}},
+    write_world(config, PEOPLE, vectors, {f"i{n}": 100.0 - n for n in range(14)}, {"i1": {"i7": 0.9}, "i4": {"i5": 0.5}},
                 inactive=["i0"])
     index.run(config)
     return config
@@ -76,6 +76,26 @@ def test_what_a_segment_touched_lately_is_popular_there(tmp_path: Path) -> None:
     assert scores[:3].tolist() == pytest.approx([1, np.log(3) / np.log(4), np.log(2) / np.log(4)])
     assert bundle.ids(bundle.popular("casual")[0]) == ["i3"]
     assert bundle.ids(bundle.popular("dormant")[0])[:2] == ["i1", "i2"]  # nobody there: everybody's
+
+
+def test_users_who_signed_up_alike_have_a_popular_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = world(tmp_path / "w")
+    lake = Lake.open(config.lake)
+    stamp = {"as_of": AS_OF, "published_at": AS_OF, "consumed_items": listed([])}
+    rows = [{**stamp, "user_id": f"u{k}", "last_items": listed([f"i{1 + k % 2}", "i5"])} for k in range(8)]
+    lake.replace_days("user_snapshots", {AS_OF: [lake.write_file("user_snapshots", rows_of(USER_SNAPSHOTS, rows), AS_OF)]})
+    before = make(config)
+    assert Bundle.open(config.workspace.bundles / before.version).manifest.segments == ("",)
+    profiles = [{"user_id": f"u{k}", "country": "NZ" if k == 3 else None, "is_active": True, "updated_at": 0,
+                 "attributes": [("age", "25" if k % 2 else "40")], "schema_version": 1} for k in range(9)]
+    lake.replace_all("users", rows_of(USERS, profiles))
+    monkeypatch.setattr("beam_pipelines.jobs.popular_lists.ATTRIBUTE_USERS", 2)
+    report = make(config)
+    assert report.version != before.version
+    bundle = Bundle.open(config.workspace.bundles / report.version)
+    assert bundle.manifest.segments == ("", "age=25", "age=40")  # one user of NZ is no group
+    positions, scores = bundle.popular("age=25")
+    assert bundle.ids(positions) == ["i2", "i5"] and scores.tolist() == [1.0, 1.0]
 
 
 def test_a_bundle_that_was_deleted_is_written_again(tmp_path: Path) -> None:
