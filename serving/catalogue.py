@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -33,6 +33,7 @@ class CatalogueUser(msgspec.Struct, frozen=True):
     attributes: dict[str, str | None] | None = None
 
 
+_encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(CatalogueItem)
 _user_decoder = msgspec.json.Decoder(CatalogueUser)
 
@@ -77,6 +78,17 @@ def decode_item(value: bytes) -> CatalogueItem | None:
         return _decoder.decode(value)
     except msgspec.DecodeError:
         return None
+
+
+def encode_item(title: str | None, categories: Sequence[str] | None, price: float | None, image: str | None,
+                attributes: Mapping[str, str | None]) -> bytes:
+    """The entry of an item; equal fields give equal bytes, whoever writes it."""
+    return _encode({"title": title, "categories": categories, "price": price, "image": image, "attributes": attributes})
+
+
+def encode_user(signup_at: int | None, country: str | None, attributes: Mapping[str, str | None]) -> bytes:
+    """The entry of a user; ``signup_at`` in microseconds."""
+    return _encode({"signup_at": signup_at, "country": country, "attributes": attributes})
 
 
 def decode_user(value: bytes) -> CatalogueUser | None:

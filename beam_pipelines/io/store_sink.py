@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import apache_beam as beam
-import msgspec
 import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
@@ -15,6 +13,7 @@ from apache_beam.metrics import Metrics
 from beam_pipelines import crashpoints
 from schemas import metric_names
 from schemas.keys import ITEM, row_key
+from serving.catalogue import encode_item
 from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite, ListWrite, Store
 
@@ -76,10 +75,8 @@ def write_catalogue(store: Store, items: pa.Table) -> int:
 
 
 def _catalogue_writes(items: pa.Table) -> Iterator[FeatureWrite]:
-    encode = msgspec.json.Encoder().encode
     micros = items["updated_at"].cast(pa.int64()).to_numpy() // 1000 * 1000
     columns = [items[name].to_pylist() for name in ("item_id", "title", "categories", "price", "image", "attributes")]
     for item_id, title, categories, price, image, attributes, at in zip(*columns, np.maximum(micros, 0).tolist(), strict=True):
-        entry: dict[str, Any] = {"title": title, "categories": categories, "price": price, "image": image,
-                                 "attributes": dict(attributes or ())}
-        yield FeatureWrite(row_key(ITEM, item_id), "meta", "item", Cell(encode(entry), at))
+        entry = encode_item(title, categories, price, image, dict(attributes or ()))
+        yield FeatureWrite(row_key(ITEM, item_id), "meta", "item", Cell(entry, at))

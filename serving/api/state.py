@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,8 +17,10 @@ from serving.api.titles import Titles
 from serving.api.worker import worker_lines
 from serving.collector.app import Collector
 from serving.collector.settings import CollectorSettings, beside
+from serving.follow import Follower, grown
 from serving.ladder import Breakers, NothingPublishedError
 from serving.logs import LOGGER, Mask
+from serving.ranking.overlay import ItemUpsert
 from serving.ranking.policy import load
 from serving.recommender import Recommender
 from serving.settings import Clock, Settings
@@ -44,6 +49,7 @@ class State:
       titles: metadata of items that no bundle holds.
       collector: takes events, items and users; None without an event log.
       truth: logs what was served; None without an event log.
+      follower: brings items and users as they are PUT into the store and the overlay; None without an event log.
     """
 
     lists: Lists
@@ -61,6 +67,7 @@ class State:
         self.peers = Peers(settings.run if settings.workers > 1 else None, partial(worker_lines, self))
         self.collector: Collector | None = None
         self.truth: Truth | None = None
+        self.follower: Follower | None = None
 
     @property
     def breakers(self) -> Breakers:
@@ -80,6 +87,8 @@ class State:
                 self.collector.open()
             self.truth = Truth(beside(settings.log, "served", max(settings.partitions, settings.workers)), self.counters.truth)
             self.truth.start()
+            self.follower = Follower(settings.log, settings.store, self.workspace.root / "follow.lock", self._add_items)
+            self.follower.start()
         await self.recommender.open()
         self.peers.start()
         try:
@@ -87,11 +96,18 @@ class State:
         except NothingPublishedError as reason:
             _log.warning("worker started without recommendations", extra={"fields": {"detail": str(reason)}})
 
+    def _add_items(self, upserts: Sequence[ItemUpsert]) -> None:
+        """Shows new items, and hides removed ones, from now on; called in the follower's thread."""
+        fresh = self.recommender.fresh
+        self.recommender.fresh = replace(fresh, overlay=grown(fresh.overlay, upserts))
+
     async def close(self) -> None:
         """Makes durable what was accepted, then releases everything."""
         if self.collector is not None:
             await self.collector.flush()
             self.collector.close()
+        if self.follower is not None:
+            await asyncio.to_thread(self.follower.close)
         if self.truth is not None:
             await self.truth.close()
         await self.peers.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from serving.eventlog.base import (
     EventLog,
@@ -24,7 +24,7 @@ from serving.eventlog.local import MAX_PARTITIONS, LocalLog
 
 __all__ = [
     "EventLog", "LogBusy", "LogError", "LogMissing", "LogReader", "LogUnavailable", "LogUriError", "OffsetGone", "Producer",
-    "open_log", "partition_of", "partitions_of",
+    "open_log", "partition_of", "partitions_of", "side_uri",
 ]
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -49,6 +49,13 @@ def open_log(uri: str, settings: Mapping[str, str] | None = None) -> EventLog:
     if scheme == "kafka" and rest.startswith("//"):
         return _kafka(uri, rest[2:], options, settings)
     raise LogUriError(f"{uri!r} is not a log; use dir:PATH or kafka://HOST:PORT/TOPIC")
+
+
+def side_uri(uri: str, kind: str) -> str:
+    """The URI of a log beside an event log: ``dir:log`` -> ``dir:log-items``; opening it creates nothing."""
+    head, _, query = uri.partition("?")
+    options = {k: v for k, v in parse_qsl(query, keep_blank_values=True) if k != "partitions"}
+    return f"{head.rstrip('/')}-{kind}" + (f"?{urlencode(options, safe='/')}" if options else "")
 
 
 def _local(uri: str, path: str, options: dict[str, str]) -> EventLog:
