@@ -23,7 +23,8 @@ from typing import Any
 from beam_pipelines.jobs import pointers
 from beam_pipelines.options import Config
 from beam_pipelines.progress import Stage
-from benchmarks.serve_checked import Answered, CheckedLoad, percentile, post, served
+from benchmarks.serve import serving
+from benchmarks.serve_checked import Answered, CheckedLoad, percentile, post, wait_until_ready
 from benchmarks.serve_world import ServeWorld, user_id
 from serving.stores import open_store
 from serving.stores.base import Active
@@ -50,8 +51,9 @@ def run(args: argparse.Namespace) -> int:
     work = Path(args.work).absolute()
     world = ServeWorld.make(work, args.users, args.items, VERSIONS)
     _write_manifests(world)
-    with served("--workspace", str(work), "--workers", str(args.workers), "--quiet") as url:
-        result = asyncio.run(_Drill(world, url, args).run())
+    with serving(world, args.workers) as server:
+        wait_until_ready(server.url)
+        result = asyncio.run(_Drill(world, server.url, args).run())
     good = not (result["mixed"] or result["empty"] or result["errors"] or result["late"]) and result["max_flip_s"] <= 1
     if args.json:
         print(json.dumps(result, indent=1))

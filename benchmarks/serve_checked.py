@@ -7,18 +7,12 @@ answer delays only its own connection, and latency counts from when the request 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,37 +162,17 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-@contextlib.contextmanager
-def served(*flags: str, **environment: str) -> Iterator[str]:
-    """The URL of a ``beamrec serve`` on a free port, stopped in the end."""
-    process = subprocess.Popen([sys.executable, "-m", "beam_pipelines.cli.main", "serve", "--port", "0", *flags],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    assert process.stderr is not None
-    lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True)
-    reader.start()
-    try:
-        yield _wait(process, lines)
-    finally:
-        process.send_signal(signal.SIGTERM)
+def wait_until_ready(url: str, seconds: float = 30.0) -> None:
+    """Returns once a server takes connections; raises OSError when it never does."""
+    deadline = time.monotonic() + seconds
+    while True:
         try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait(process: subprocess.Popen[str], lines: list[str]) -> str:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        for line in list(lines):
-            with contextlib.suppress(ValueError, OSError):
-                said = json.loads(line)
-                if said.get("event") == "listening":
-                    with urllib.request.urlopen(said["url"] + "/readyz", timeout=2):
-                        return str(said["url"])
-        time.sleep(0.1)
-    raise RuntimeError("beamrec serve did not start:\n" + "".join(lines[-20:]))
+            with urllib.request.urlopen(url + "/readyz", timeout=2):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def post(url: str, document: dict[str, Any]) -> dict[str, Any]:

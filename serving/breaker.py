@@ -34,7 +34,7 @@ class BreakerSettings:
 
     failures: int = 3
     pause_s: float = 0.25
-    max_pause_s: float = 2.0
+    max_pause_s: float = 1.0
     jitter: float = 0.5
     probe_s: float = 1.0
 

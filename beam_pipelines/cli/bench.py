@@ -2,8 +2,10 @@
 
   beamrec bench affinity [--json]      30-day category affinity of 10 M events: beamrec, Polars, PySpark, row-wise Beam
   beamrec bench features [--json]      1 user x 250 features, 100 items x 30 features, beside Feast, over SQLite and Bigtable
+  beamrec bench flips [--json]         1,000 flips, canaries and rollbacks under load: nothing mixed, empty or late
   beamrec bench freshness [--json]     from an event's 202 to its value in the store, and memory, through the whole stream
   beamrec bench incremental [--json]   the nightly run after one new day, against computing all 30 days
+  beamrec bench outage [--json]        losing lists, features, index and store under load: full pages in time, recovery
   beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
   beamrec bench source [--json]        the event log: polled, decoded, through the source on Prism and Flink
   beamrec bench serve [--json]         GET /v1/recommendations of 100,000 users under load, over SQLite and Bigtable
@@ -19,7 +21,8 @@ import argparse
 import importlib
 import sys
 
-BENCHMARKS = ("affinity", "collect", "features", "freshness", "incremental", "recommend", "serve", "source", "stream")
+BENCHMARKS = ("affinity", "collect", "features", "flips", "freshness", "incremental", "outage", "recommend", "serve", "source",
+              "stream")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -193,15 +193,14 @@ class AsyncSqliteStore:
         return SqliteStore(self._path, create=False, patient=False)
 
     def _failed(self, error: StoreError) -> StoreError:
-        """Remembers a failure; the next call opens the file anew, except after one that was only late."""
+        """The next call opens the file anew, except after one that was only late; a file that cannot be opened is tried again
+        only after a while."""
         if not isinstance(error, DeadlineError):
-            if str(error) != self._failure or self._reader is not None:
-                self._failed_at, self._failure = time.monotonic(), str(error)
-            elif time.monotonic() - self._failed_at >= _REOPEN_SECONDS:
-                self._failed_at = time.monotonic()
             if self._reader is not None:
-                self._reader.close()
+                self._thread.submit(self._reader.close)  # the last one to close a file empties its write-ahead log
                 self._reader = None
+            elif time.monotonic() - self._failed_at >= _REOPEN_SECONDS:
+                self._failed_at, self._failure = time.monotonic(), str(error)
         return error
 
     async def _write(self, write: Callable[[SqliteStore], _T], timeout: float | None) -> _T:
