@@ -186,8 +186,8 @@ class AsyncBigtableStore:
                 for index, name in enumerate(names):  # what was taken is not sent again
                     if index not in taken.left:
                         del rows[name]
-                if taken.reason is not None:
-                    raise StoreError(f"Bigtable did not take {len(rows)} of {len(names)} rows: {taken.reason}")
+                if reasons := [taken.reason] if taken.reason is not None else list(taken.refused.values()):
+                    raise StoreError(f"Bigtable did not take {len(rows)} of {len(names)} rows: {reasons[0]}")
                 if rows:
                     raise _RowsLeftError
 

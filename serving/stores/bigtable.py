@@ -42,6 +42,7 @@ from serving.stores.bigtable_layout import (
     surface_row,
 )
 from serving.stores.bigtable_rpc import Backoff, CreateTableRequest, Pending, Row, Rpc
+from serving.stores.dead import DeadRows, Refusals
 
 IN_FLIGHT = 4
 """Requests of a bulk write that are under way at once: enough to keep a server busy, few enough that it can push back."""
@@ -54,7 +55,8 @@ class BigtableStore:
     """Implements serving.stores.base.Store over ``bigtable://PROJECT/INSTANCE``.
 
     Args:
-      uri: may end in ``?prefix=NAME_`` (before the tables' names) and ``&app_profile=ID``.
+      uri: may end in ``?prefix=NAME_`` (before the tables' names), ``&app_profile=ID`` and ``&refused=FILE``: rows of bulk
+        writes that Bigtable refuses for good go there (serving.stores.dead), the others are written; without it they raise.
       create: make the tables that are missing; False refuses an instance without them.
       patient: see SECONDS.
 
@@ -64,6 +66,7 @@ class BigtableStore:
 
     def __init__(self, uri: str, create: bool = True, patient: bool = True) -> None:
         self._layout = Layout.of(uri)
+        self._dead = DeadRows(self._layout.refused) if self._layout.refused is not None else None
         self._create, self._patient, self._closed = create, patient, False
         self._lock = threading.Lock()
         self._pid, self._opened = os.getpid(), Rpc(SECONDS[patient])
@@ -145,22 +148,34 @@ class BigtableStore:
 
     def _write(self, table: str, cells: Iterable[RawCell]) -> int:
         """Sends chunks, IN_FLIGHT at once; rows of one request may be applied in any order, so each row is in it once, and
-        a row that is under way is waited for."""
-        offered, flying = 0, deque[tuple[set[str], Pending]]()
+        a row that is under way is waited for. Rows that are refused for good go to the file of such, else they raise once all
+        others are written."""
+        offered, flying, refused = 0, deque[tuple[set[str], list[RawCell], Pending]](), Refusals(table, self._dead)
+
+        def land() -> None:
+            _, chunk, pending = flying.popleft()
+            refused.add(chunk, pending.finish())
+
         try:
             for chunk in chunks(cells):
                 rows = mutations(table, chunk)
-                while flying and (len(flying) >= IN_FLIGHT or any(not under.isdisjoint(rows) for under, _ in flying)):
-                    flying.popleft()[1].finish()
-                flying.append((set(rows), self._send(table, rows)))
+                while flying and (len(flying) >= IN_FLIGHT or any(not under.isdisjoint(rows) for under, _, _ in flying)):
+                    land()
+                flying.append((set(rows), chunk, self._send(table, rows)))
                 offered += len(chunk)
         finally:
             while flying:  # also when the source of the writes fails: what was sent is not left in the air
-                flying.popleft()[1].finish()
+                land()
+        refused.settle(offered)
         return offered
 
     def _send(self, table: str, rows: dict[str, list[Any]]) -> Pending:
         return self._rpc.mutate_rows(self._layout.mutate(table, rows))
+
+    def mutate(self, table: str, rows: dict[str, list[Any]]) -> None:
+        """Applies mutations by row; raises StoreError when one is refused. For jobs."""
+        if refused := self._send(table, rows).finish():
+            raise StoreError(f"Bigtable did not take {len(refused)} of {len(rows)} rows: {next(iter(refused.values()))}")
 
     def active(self, surface: str) -> Active | None:
         """See Store."""
@@ -197,10 +212,10 @@ class BigtableStore:
         rows = self._read("recommendations", None, named([version]), Filter(strip_value_transformer=True))
         dropped = 0
         while part := [row.key.decode() for row in itertools.islice(rows, CHUNK_ROWS)]:
-            self._send("recommendations", {row: [gone] for row in part}).finish()
+            self.mutate("recommendations", {row: [gone] for row in part})
             dropped += len(part)
         known = delete_column(KNOWN, version.encode())
-        self._send("active", {VERSIONS: [known]}).finish()
+        self.mutate("active", {VERSIONS: [known]})
         self._registered.discard(version)
         return dropped
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -38,17 +39,20 @@ class Layout:
     Attributes:
       instance: ``projects/P/instances/I``.
       prefix: before the tables' names; profile: the application profile, "" for the default.
+      refused: file for rows of bulk writes that are refused for good; None: they raise.
     """
 
     instance: str
     prefix: str = ""
     profile: str = ""
+    refused: Path | None = None
 
     @classmethod
     def of(cls, uri: str) -> Layout:
         """Of a store URI; raises StoreError."""
         instance, options = parse_uri(uri)
-        return cls(instance, options.get("prefix", ""), options.get("app_profile", ""))
+        refused = Path(options["refused"]) if options.get("refused") else None
+        return cls(instance, options.get("prefix", ""), options.get("app_profile", ""), refused)
 
     def table(self, name: str) -> str:
         """The full name of a table."""
@@ -97,8 +101,8 @@ def parse_uri(uri: str) -> tuple[str, dict[str, str]]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     if not uri.startswith("bigtable://") or not project or not instance or "/" in instance:
         raise StoreError(f"--store {uri!r} is not bigtable://PROJECT/INSTANCE")
-    if unknown := set(options) - {"prefix", "app_profile"}:
-        raise StoreError(f"--store {uri!r}: no option {', '.join(sorted(unknown))}; there are prefix and app_profile")
+    if unknown := set(options) - {"prefix", "app_profile", "refused"}:
+        raise StoreError(f"--store {uri!r}: no option {', '.join(sorted(unknown))}; there are prefix, app_profile and refused")
     return f"projects/{project}/instances/{instance}", options
 
 

@@ -175,33 +175,38 @@ class Pending:
     def _start(self) -> Any:
         return self._rpc.calls.mutate(self._request, timeout=min(ATTEMPT_SECONDS, max(0.001, self._backoff.left)))
 
-    def finish(self) -> None:
+    def finish(self) -> dict[bytes, str]:
         """Waits for every row; those that failed for a while are sent again, alone.
 
+        Returns:
+          Row keys that are refused for good, with the reason; all others are written.
+
         Raises:
-          StoreError: rows that will not be taken, or the time is up; the rows taken stay written.
+          StoreError: the call is refused, or the time is up; the rows taken stay written.
         """
+        refused: dict[bytes, str] = {}
         while True:
-            failed, reason = self._outcome()
-            if not failed:
-                return
-            if reason is not None or not self._backoff.wait():
-                raise StoreError(f"Bigtable did not take {len(failed)} of {len(self._request.entries)} rows: "
-                                 f"{reason or 'it stayed unavailable'}")
-            kept = [self._request.entries[index] for index in failed]
-            self._request = MutateRowsRequest(table_name=self._request.table_name,
-                                              app_profile_id=self._request.app_profile_id, entries=kept)
+            taken = self._outcome()
+            entries = self._request.entries
+            refused.update((entries[index].row_key, reason) for index, reason in taken.refused.items())
+            again = sorted(taken.left - taken.refused.keys())
+            if not again:
+                return refused
+            if taken.reason is not None or not self._backoff.wait():
+                raise StoreError(f"Bigtable did not take {len(again)} of {len(entries)} rows: "
+                                 f"{taken.reason or 'it stayed unavailable'}")
+            self._request = MutateRowsRequest(table_name=self._request.table_name, app_profile_id=self._request.app_profile_id,
+                                              entries=[entries[index] for index in again])
             self._call = self._start()
 
-    def _outcome(self) -> tuple[list[int], str | None]:
-        """Indices of the rows not taken, and the reason where it is not a passing one."""
+    def _outcome(self) -> Taken:
         taken = Taken(len(self._request.entries))
         try:
             for answer in self._call:
                 taken.add(answer)
         except grpc.RpcError as error:
             taken.broke(error)
-        return sorted(taken.left), taken.reason
+        return taken
 
 
 class Taken:
@@ -209,11 +214,13 @@ class Taken:
 
     Attributes:
       left: indices of the rows that are not written.
-      reason: why one of them never will be; None while trying again may help.
+      refused: those that never will be, with the reason.
+      reason: why the call as a whole was refused; None while trying again may help.
     """
 
     def __init__(self, rows: int) -> None:
         self.left = set(range(rows))
+        self.refused: dict[int, str] = {}
         self.reason: str | None = None
 
     def add(self, answer: Any) -> None:
@@ -222,7 +229,7 @@ class Taken:
             if entry.status.code == 0:
                 self.left.discard(entry.index)
             elif entry.status.code not in _PASSING_CODES:
-                self.reason = entry.status.message or f"code {entry.status.code}"
+                self.refused[entry.index] = entry.status.message or f"code {entry.status.code}"
 
     def broke(self, error: grpc.RpcError) -> None:
         """The call failed before it answered for every row."""
