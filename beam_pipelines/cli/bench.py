@@ -6,6 +6,7 @@
   beamrec bench freshness [--json]     from an event's 202 to its value in the store, and memory, through the whole stream
   beamrec bench incremental [--json]   the nightly run after one new day, against computing all 30 days
   beamrec bench outage [--json]        losing lists, features, index and store under load: full pages in time, recovery
+  beamrec bench rank [--json]          one request ranked in the process, step by step, beside plain NumPy
   beamrec bench recommend [--json]     lists for 100,000 users x 100,000 items, written
   beamrec bench source [--json]        the event log: polled, decoded, through the source on Prism and Flink
   beamrec bench serve [--json]         GET /v1/recommendations of 100,000 users under load, over SQLite and Bigtable
@@ -21,8 +22,8 @@ import argparse
 import importlib
 import sys
 
-BENCHMARKS = ("affinity", "collect", "features", "flips", "freshness", "incremental", "outage", "recommend", "serve", "source",
-              "stream")
+BENCHMARKS = ("affinity", "collect", "features", "flips", "freshness", "incremental", "outage", "rank", "recommend", "serve",
+              "source", "stream")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
