@@ -7,7 +7,7 @@ WORKSPACE ?=
 SERVICES ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: help install services demo demo-stream test lint bench clean
+.PHONY: help install services demo demo-stream test lint bench screenshots clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench: $(STAMP) ## Every benchmark of the README, as JSON lines
 	$(BIN)/beamrec services install kafka flink
 	$(BIN)/beamrec bench stream --events 2000000 --spark-events 500000 --rowwise-events 50000 --json
 	$(BIN)/beamrec bench freshness --runner flink --log kafka --seconds 60 --json
+
+screenshots: $(STAMP) ## Screenshots of the page into docs/, by a headless Chromium
+	$(BIN)/python tests/e2e/page_shots.py docs $(if $(WORKSPACE),--workspace "$(WORKSPACE)")
 
 clean: ## Remove what was installed and built (workspaces stay)
 	rm -rf $(VENV) .bench build *.egg-info

@@ -32,7 +32,7 @@ class Health {
     versions.classList.add("full");
     this.root.append(h("div", {class: "title"}, h("h1", {}, "Health"), this.verdict), this.figures, h("div", {class: "panels"},
       panel("Throughput", this.spark, this.throughput = h("p", {class: "facts"})), panel("Tiers that answered", this.parts.tiers),
-      panel("Freshness", this.parts.stages), panel("Lag", this.parts.lag), panel("Rejected events", this.parts.rejected),
+      panel("Freshness and lag", this.parts.stages, this.parts.lag), panel("Rejected events", this.parts.rejected),
       panel("What was shown", this.parts.shown), panel("Dependencies", this.parts.breakers), versions));
     this.draw();
   }
@@ -64,11 +64,12 @@ class Health {
     this.drawSpark();
     this.drawTiers(now);
     this.drawStream(now.stream);
-    this.drawRejected(now.events);
+    this.drawRejected(now);
     this.parts.shown.replaceChildren(now.shown ? h("ul", {class: "meters"}, bar("Coverage: active items shown", now.shown.coverage, percent(now.shown.coverage)),
       bar("Gini: 0 all alike, 1 one item only", now.shown.gini, number(now.shown.gini), "warm")) : h("p", {class: "dim"}, "Nothing yet."));
     this.parts.breakers.replaceChildren(h("ul", {class: "meters"}, Object.entries(now.breakers).map(([name, state]) => h("li", {class: "meter"},
-      h("span", {class: "meter-name"}, words(name)), h("span", {class: `chip ${state === "closed" ? "" : "bad"}`}, state === "closed" ? "well" : words(state))))));
+      h("span", {class: "meter-name"}, words(name)), h("span", {class: `chip ${state === "closed" ? "" : "bad"}`}, state === "closed" ? "well" : words(state))))),
+    now.truth ? h("p", {class: "facts"}, `Told to the log for training: ${Object.entries(now.truth).map(([outcome, n]) => `${number(n)} ${outcome}`).join(", ") || "nothing yet"}`) : "");
   }
 
   drawFigures(now) {
@@ -76,9 +77,10 @@ class Health {
     const facts = [["Requests", `${number(this.rate((s) => s.requests.total) ?? 0)}/s`, `${number(now.requests.total)} so far`],
       ["Request p99", now.requests.p99_ms === null ? "–" : `${number(now.requests.p99_ms)} ms`, `p50 ${number(now.requests.p50_ms)} ms`],
       ["Events", now.events ? `${number(this.rate((s) => s.events?.accepted ?? 0) ?? 0)}/s` : "–", now.events ? `${number(now.events.accepted)} so far` : "taken elsewhere"],
-      ["Freshness p99", stored ? span(stored.p99_s) : "–", "accepted to readable"],
+      ["Freshness p99", stored ? upTo(stored.p99_s) : "–", "accepted to readable"],
       ["Stream", now.stream ? span(now.stream.age_s) : "none", now.stream ? (now.stream.alive ? "since heard of" : "silent: batch values") : "batch values"],
-      ["Lag", now.stream?.lag === undefined || now.stream?.lag === null ? "–" : number(total(now.stream.lag)), "records that wait"]];
+      now.stream?.lag ? ["Lag", number(total(now.stream.lag)), "records that wait"]
+        : ["Lag", now.stream ? span(now.stream.watermark_delay_s) : "–", "of event time behind the clock"]];
     this.figures.replaceChildren(...facts.map(([name, value, more]) => h("div", {}, h("dt", {}, name), h("dd", {}, value, h("small", {}, more)))));
   }
 
@@ -102,22 +104,28 @@ class Health {
   }
 
   drawStream(stream) {
-    const stages = Object.entries(stream?.freshness ?? {});
-    const most = Math.max(0.001, ...stages.map(([, each]) => each.p99_s ?? 0));
+    const order = Object.keys(STAGES);
+    const stages = Object.entries(stream?.freshness ?? {}).sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
+    const most = Math.max(0.001, ...stages.map(([, each]) => each.p99_s ?? 60));
     this.parts.stages.replaceChildren(stages.length ? h("ul", {class: "meters"}, stages.map(([name, each]) =>
-      bar(STAGES[name] ?? words(name), (each.p99_s ?? 0) / most, `p50 ${span(each.p50_s)} · p99 ${span(each.p99_s)}`)))
+      bar(STAGES[name] ?? words(name), (each.p99_s ?? 60) / most, `p50 ${upTo(each.p50_s)} · p99 ${upTo(each.p99_s)}`)))
       : h("p", {class: "dim"}, stream ? "No event has come through yet." : "No streaming job has written its status."));
     const lags = Object.entries(stream?.lag ?? {}), highest = Math.max(1, ...lags.map(([, records]) => records));
     this.parts.lag.replaceChildren(
-      stream ? h("p", {class: "facts"}, `event time is complete up to ${span(stream.watermark_delay_s)} ago`) : h("p", {class: "dim"}, "No streaming job runs."),
+      stream ? h("p", {class: "facts"}, stream.watermark_delay_s === null ? "the job has ended, or knows no event yet" : `Event time is complete up to ${span(stream.watermark_delay_s)} ago; ${number(stream.events)} events counted`) : "",
       lags.length ? h("ul", {class: "meters"}, lags.map(([partition, records]) => bar(`partition ${partition}`, records / highest, number(records), records > 1000 ? "warm" : ""))) : "");
   }
 
-  drawRejected(events) {
-    const reasons = Object.entries(events?.rejected ?? {}).sort((a, b) => b[1] - a[1]), most = Math.max(1, ...reasons.map(([, n]) => n));
+  drawRejected({events, stream}) {
+    const counts = {...stream?.rejected};
+    for (const [reason, n] of Object.entries(events?.rejected ?? {})) counts[reason] = (counts[reason] ?? 0) + n;
+    if (stream?.late) counts.too_late_for_the_stream = stream.late;
+    const reasons = Object.entries(counts).sort((a, b) => b[1] - a[1]), most = Math.max(1, ...reasons.map(([, n]) => n));
     this.parts.rejected.replaceChildren(reasons.length ? h("ul", {class: "meters"}, reasons.map(([reason, n]) => bar(words(reason), n / most, number(n), "warm")))
-      : h("p", {class: "dim"}, events ? "None since this server started." : "This server takes no events: it was started without --log."));
+      : h("p", {class: "dim"}, events ? "None since this server started." : "This server takes no events: a collector does, or none."));
   }
 }
 
+/** Seconds of a stage: a server that gives none has seen more than a minute. */
+const upTo = (seconds) => (seconds === null ? "over a minute" : span(seconds));
 const total = (counts) => Object.values(counts ?? {}).reduce((a, b) => a + b, 0);

@@ -235,7 +235,7 @@ def test_two_versions_side_by_side(page_of):
 
 
 def test_versions_are_flipped_and_rolled_back(page_of, world):
-    page = page_of("#/health", expect=("/v1/status",))
+    page = page_of("#/health")
     champion = """[...document.querySelectorAll('tbody tr')].find(r => r.innerText.includes('champion'))
         ?.querySelector('th').textContent"""
     assert page.until(champion) == "v2"
@@ -256,6 +256,25 @@ def test_versions_are_flipped_and_rolled_back(page_of, world):
     page.until(f"({champion}) === 'v2'")
     assert world.store.active("homepage").champion == "v2"
     assert page.until("document.getElementById('said').textContent") == "Roll back: done"
+
+
+def test_health_tells_what_the_server_counted(page_of, server):
+    for user in ("ann", "bob", "somebody"):
+        assert httpx.get(server.url + "/v1/recommendations", params={"user_id": user}).status_code == 200
+    httpx.post(server.url + "/v1/events", json=[{"user_id": "u", "event_type": "clack", "item_id": "x"}])
+    page = page_of("#/health")
+    text = page.until("(t => t.includes('Tiers') && t.includes('v2') && t)(document.querySelector('main').innerText)")
+    assert "Ready: everything it reads answers" in text and "unknown event type" in text
+    for part in ("Throughput", "list", "popular", "Coverage", "Gini", "No streaming job has written its status", "well"):
+        assert part in text, part
+    shares = page.eval("""Object.fromEntries([...document.querySelectorAll('.meter')].map(
+        e => [e.querySelector('.meter-name').textContent, e.style.getPropertyValue('--share')]))""")
+    assert 0 < float(shares["list"]) < 1 and 0 < float(shares["Gini: 0 all alike, 1 one item only"]) < 1
+    before = page.eval("document.querySelector('.figures dd small').textContent")
+    for _ in range(3):
+        httpx.get(server.url + "/v1/recommendations", params={"user_id": "ann"})
+    page.until(f"document.querySelector('.figures dd small').textContent !== {before!r}", 10)
+    assert "requests/s" in page.eval("document.querySelector('.spark').getAttribute('aria-label')")
 
 
 def test_similar_items(page_of):
