@@ -21,7 +21,7 @@ SERVE = ["fastapi>=0.163", "granian>=2", "uvloop>=0.21; sys_platform != 'win32'"
          "scann>=1.4.2,<1.5; sys_platform == 'linux'"]  # ScaNN brings no TensorFlow: the index of lists made on demand
 BIGTABLE = ["google-cloud-bigtable>=2.30"]
 DEV = ["pytest>=9", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14", "mypy>=1.18", "duckdb>=2", "httpx>=0.28", "uv>=0.9",
-       "pyyaml>=6", "kubernetes-validate>=1.33"]
+       "pyyaml>=6", "kubernetes-validate>=1.33", "schemathesis>=4.32"]
 
 PACKAGES = ("schemas", "transforms", "models", "beam_pipelines", "serving", "benchmarks")
 

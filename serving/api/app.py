@@ -91,7 +91,7 @@ def create_app(settings: Settings | None = None) -> App:
     add_problems(app)
     for area in AREAS:
         app.include_router(area.router(state))
-    describe(app, (shape for area in AREAS for shape in area.SCHEMAS), __doc__ or "")
+    describe(app, (shape for area in AREAS for shape in area.SCHEMAS), __doc__ or "", events.BARE)
     origins = list(state.settings.cors_origins)
     inner = CORSMiddleware(app, origins, allow_methods=["GET", "POST", "PUT"], allow_headers=["*"]) if origins else app
     return App(state, app, inner)

@@ -18,8 +18,10 @@ from serving.collector.upserts import ItemIn, UserIn
 from serving.collector.wire import EventIn, Events
 
 SCHEMAS = (Accepted, EventOutcome, EventProblem, EventIn, Events, ItemIn, UserIn)
-_KEY = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 256},
-        "description": "makes ids of events without one, so that the request can be sent again"}
+BARE = ("ItemIn", "UserIn")
+"""Nothing of these is required: the id stands in the path."""
+_KEY = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"},
+        "description": "at most 256 characters: makes ids of events without one, so that the request can be sent again"}
 
 
 def router(state: State) -> APIRouter:

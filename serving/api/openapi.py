@@ -38,13 +38,15 @@ def body(shape: type, description: str = "") -> dict[str, Any]:
                             "content": {"application/json": {"schema": ref(shape)}}}}
 
 
-def describe(app: FastAPI, shapes: Iterable[type], description: str) -> None:
-    """Makes /openapi.json: FastAPI's document with our schemas in place of its own."""
+def describe(app: FastAPI, shapes: Iterable[type], description: str, bare: Iterable[str] = ()) -> None:
+    """Makes /openapi.json: FastAPI's document with our schemas instead of its own; of those in ``bare`` nothing is required."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=description, routes=app.routes)
             _, schemas = msgspec.json.schema_components(list(dict.fromkeys((Problem, *shapes))), ref_template=_REF)
+            for name in bare:
+                schemas[name].pop("required", None)
             components = document.setdefault("components", {})
             components["schemas"] = schemas
             components["securitySchemes"] = {"key": {

@@ -207,8 +207,8 @@ LIST_PARAMETERS = [
               "goes with; repeated"),
     parameter("page_size", WHOLE, "items of the page"),
     parameter("cursor", text(MAX_CURSOR), "next_cursor of the page before"),
-    parameter("exclude", {"type": "array", "items": text(MAX_EXCLUDE_BYTES), "maxItems": MAX_EXCLUDE},
-              "item ids to leave out: repeated, or with commas"),
+    parameter("exclude", {"type": "array", "maxItems": MAX_EXCLUDE, "items": {"type": "string"}}, "item ids to leave out: "
+              f"repeated, or with commas; {MAX_EXCLUDE_BYTES:,} characters together"),
     REQUEST,
 ]
 USER_PARAMETERS = [
