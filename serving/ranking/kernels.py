@@ -21,9 +21,12 @@ Bools = npt.NDArray[np.bool_]
 
 CATEGORIES = 8
 """Categories of an item that count in ranking; the first is the one that max_per_category counts."""
-SESSION_SLOTS = 2048
-"""Places for items near the session: at most half of them are used."""
 SESSION_NEIGHBOURS = 50
+
+
+def session_slots(items: int) -> int:
+    """Places for the items near so many: a power of two, at most half of them used."""
+    return 1 << max(6, (2 * SESSION_NEIGHBOURS * items - 1).bit_length())
 
 
 @numba.njit(cache=True, nogil=True)
@@ -77,21 +80,34 @@ def session_of(positions: I32, items: I32, sums: F32, because: I32, out: F32, ca
 
 
 @numba.njit(cache=True, nogil=True)
+def _mark(item: int, items: I32, marks: Bools) -> None:
+    """Marks the place of an item, where it has one."""
+    mask = len(items) - 1
+    place = (item * 40503) & mask
+    while item >= 0 and items[place] >= 0:
+        if items[place] == item:
+            marks[place] = True
+            return
+        place = (place + 1) & mask
+
+
+@numba.njit(cache=True, nogil=True)
 def session_extras(wanted: int, items: I32, sums: F32, session: I32, candidates: I32, blocked: Bools, hashes: U64,
                    shown: U32) -> I32:
     """The items of the highest sums that are neither candidates nor in the session, blocked or shown; best first."""
     best = np.full(wanted, -1, np.int32)
     scores = np.zeros(wanted, np.float32)
+    listed = np.zeros(len(items), np.bool_)
+    for i in range(len(candidates)):
+        _mark(candidates[i], items, listed)
+    for i in range(len(session)):
+        _mark(session[i], items, listed)
     size = 0
     for place in range(len(items)):
         item = items[place]
-        if item < 0 or blocked[item] or (size == wanted and sums[place] <= scores[size - 1]):
+        if item < 0 or listed[place] or (size == wanted and sums[place] <= scores[size - 1]) or blocked[item]:
             continue
         known = False
-        for i in range(len(candidates)):
-            known = known or candidates[i] == item
-        for i in range(len(session)):
-            known = known or session[i] == item
         low = np.uint32(hashes[item] & np.uint64(0xFFFFFFFF))
         for i in range(len(shown)):
             known = known or shown[i] == low
@@ -210,7 +226,10 @@ def select(scores: F32, keep: Bools, units: F32, categories: I32, share: F32, co
     nearest, mix, bound = np.zeros(n, np.float32), np.zeros(many, np.float32), np.empty(n, np.float32)
     exact, compared = np.full(n, -1, np.int64), np.zeros(n, np.int64)
     for i in range(n):
-        bound[i] = np.float32(np.inf)
+        if not open_[i]:
+            continue
+        gain = _gain(categories, i, share, mix, 0, smoothing) if strength > 0 and calibration > 0 else 0.0
+        bound[i], exact[i] = np.float32((1 - strength) * scores[i]) + np.float32(strength * calibration * gain), 0
         for d in range(units.shape[1]):
             if units[i, d] != 0:
                 has_vector[i] = True

@@ -74,6 +74,7 @@ class Signals:
       values: numbers used, by feature name, with ``sources`` (batch, stream, default) beside: the truth that is logged.
       missing: features could not be read in time.
       history_days: how many days ago each item of ``history`` was touched; may be shorter: the rest counts as now.
+      suppressed: those of ``hidden`` that the user was done with just now: never shown, though nothing else were left.
     """
 
     known: bool = False
@@ -88,6 +89,7 @@ class Signals:
     sources: Mapping[str, str] = field(default_factory=dict)
     missing: bool = False
     history_days: Sequence[float] = ()
+    suppressed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

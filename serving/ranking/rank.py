@@ -153,8 +153,8 @@ class _Request:
         bundle = self.bundle
         self.session = bundle.positions([i for i, _ in session])
         weights = np.array([w for _, w in session], np.float32)
-        items, sums = np.empty(kernels.SESSION_SLOTS, np.int32), np.empty(kernels.SESSION_SLOTS, np.float32)
-        because = np.empty(kernels.SESSION_SLOTS, np.int32)
+        places = kernels.session_slots(len(session))
+        items, sums, because = np.empty(places, np.int32), np.empty(places, np.float32), np.empty(places, np.int32)
         self.near = items, sums, because
         used = kernels.near_session(self.session, weights, bundle.neighbour_offsets, bundle.neighbours, bundle.strengths,
                                     SESSION_HALF_LIFE, items, sums, because)
@@ -162,10 +162,13 @@ class _Request:
             return []
         best = kernels.session_extras(2 * policy.session_candidates, items, sums, self.session, positions, self.rules.blocked,
                                       bundle.hashes, self.ask.shown)
-        names = bundle.ids(best)
-        keep = _not_hidden(names, self.ask, self.signals, self.removed)
-        found = [(i, p) for i, p, ok in zip(names, best.tolist(), keep.tolist(), strict=True) if ok]
-        return found[: policy.session_candidates]
+        found: list[tuple[str, int]] = []
+        while len(best) and (missing := policy.session_candidates - len(found)) > 0:
+            names = bundle.ids(best[:missing])
+            keep = _not_hidden(names, self.ask, self.signals, self.removed).tolist()
+            found += [(i, p) for i, p, ok in zip(names, best[:missing].tolist(), keep, strict=True) if ok]
+            best = best[missing:]
+        return found
 
     def _gather(self, ids: list[str], positions: I32, keep: npt.NDArray[np.bool_]) -> _Pool:
         bundle, n = self.bundle, len(ids)
