@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -227,6 +227,50 @@ class BigtableStore:
         """See Store."""
         check_family(family)
         return _scanned(self._read("features", None, in_family(family), named([group])))
+
+    @property
+    def where(self) -> str:
+        """The instance, and the prefix of the tables."""
+        return f"{self._layout.instance} {self._layout.prefix}".strip()
+
+    def tables(self) -> dict[str, dict[str, str]]:
+        """Families of each table with their GC rules, as Bigtable has them."""
+        return {table: self._rpc.families(self._layout.table(table)) for table in TABLES}
+
+    def mend(self) -> list[str]:
+        """Makes families and GC rules what they should be; what was changed."""
+        changed = []
+        for table, families in TABLES.items():
+            there = self._rpc.families(self._layout.table(table))
+            wrong = {family: family in there for family in families if there.get(family) != "maxversions() == 1"}
+            if wrong:
+                self._rpc.set_families(self._layout.table(table), wrong)
+                changed += [f"{table}: {family}" for family in wrong]
+        return changed
+
+    def stamps(self, table: str, name: str, low: str, high: str) -> Iterator[tuple[str, str, int, int]]:
+        """See SqliteStore.stamps; values are not sent but for their size, which is not known: 0."""
+        wanted = in_family(name) if table == "features" else named([name])
+        request = self._layout.read(table, wanted, Filter(strip_value_transformer=True))
+        span = _Ranges(start_key_closed=low.encode())
+        if high:
+            span.end_key_open = high.encode()
+        request.rows.row_ranges.append(span)
+        for row in self._rpc.read_rows(request):
+            for _, qualifier, stamp, _ in row.cells:
+                yield row.key.decode(), qualifier.decode(), stamp, 0
+
+    def forget_before(self, cells: Mapping[str, Mapping[str, int]]) -> None:
+        """See SqliteStore.forget_before."""
+        rows = list(cells.items())
+        for start in range(0, len(rows), CHUNK_ROWS):
+            self.mutate("features", {row: [delete_column("stream", group.encode(), before) for group, before in groups.items()]
+                                     for row, groups in rows[start : start + CHUNK_ROWS]})
+
+    def surfaces(self) -> dict[str, Active]:
+        """See SqliteStore.surfaces."""
+        return {row.key.decode().removeprefix(SURFACE): pointer_of(row)
+                for row in self._read("active", None, in_family(POINTER), prefix=SURFACE)}
 
     def close(self) -> None:
         """See Store; calls that come later raise StoreError."""

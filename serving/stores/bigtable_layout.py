@@ -127,9 +127,12 @@ def set_cell(family: str, qualifier: bytes, timestamp: int, value: bytes) -> Any
                                                 value=value))
 
 
-def delete_column(family: str, qualifier: bytes) -> Any:
-    """The mutation that empties a column."""
-    return Mutation(delete_from_column=Mutation.DeleteFromColumn(family_name=family, column_qualifier=qualifier))
+def delete_column(family: str, qualifier: bytes, before: int | None = None) -> Any:
+    """The mutation that empties a column, of all cells or of those older than a timestamp."""
+    gone = Mutation.DeleteFromColumn(family_name=family, column_qualifier=qualifier)
+    if before is not None:
+        gone.time_range.end_timestamp_micros = before // 1000 * 1000
+    return Mutation(delete_from_column=gone)
 
 
 def mutations(table: str, cells: Iterable[RawCell]) -> dict[str, list[Any]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.cloud.bigtable_admin_v2.types import bigtable_table_admin as admin_types
+from google.cloud.bigtable_admin_v2.types import table as table_types
 from google.cloud.bigtable_v2.types import bigtable as types
 from google.protobuf.empty_pb2 import Empty
 
@@ -42,6 +43,8 @@ MutateRowsRequest = _message(types.MutateRowsRequest)
 CheckAndMutateRowRequest = _message(types.CheckAndMutateRowRequest)
 CreateTableRequest = _message(admin_types.CreateTableRequest)
 GetTableRequest = _message(admin_types.GetTableRequest)
+ModifyColumnFamiliesRequest = _message(admin_types.ModifyColumnFamiliesRequest)
+Table = _message(table_types.Table)
 
 
 class Calls:
@@ -108,6 +111,9 @@ class Rpc:
         tables = "/google.bigtable.admin.v2.BigtableTableAdmin/"
         self._create = self._admin.unary_unary(f"{tables}CreateTable", CreateTableRequest.SerializeToString, Empty.FromString)
         self._get = self._admin.unary_unary(f"{tables}GetTable", GetTableRequest.SerializeToString, Empty.FromString)
+        self._describe = self._admin.unary_unary(f"{tables}GetTable", GetTableRequest.SerializeToString, Table.FromString)
+        self._modify = self._admin.unary_unary(f"{tables}ModifyColumnFamilies", ModifyColumnFamiliesRequest.SerializeToString,
+                                               Table.FromString)
 
     def close(self) -> None:
         """Ends the connections."""
@@ -146,6 +152,28 @@ class Rpc:
     def has_table(self, name: str) -> bool:
         """Whether a table is there."""
         return self._unless(grpc.StatusCode.NOT_FOUND, self._get, GetTableRequest(name=name, view=1))
+
+    def families(self, table: str) -> dict[str, str]:
+        """GC rules by family of a table, in the words of cbt."""
+        found = self._asked(self._describe, GetTableRequest(name=table, view=2))
+        return {name: _rule(family.gc_rule) for name, family in sorted(found.column_families.items())}
+
+    def set_families(self, table: str, there: Mapping[str, bool]) -> None:
+        """Gives families, those that are not there too, the rule that one cell is kept."""
+        request = ModifyColumnFamiliesRequest(name=table)
+        for family, known in there.items():
+            change = request.modifications.add(id=family)
+            (change.update if known else change.create).gc_rule.max_num_versions = 1
+        self._asked(self._modify, request)
+
+    def _asked(self, call: Callable[..., Any], request: Any) -> Any:
+        backoff = Backoff(self.seconds)
+        while True:
+            try:
+                return call(request, timeout=min(ATTEMPT_SECONDS, max(0.001, backoff.left)))
+            except grpc.RpcError as error:
+                if not (passing(error) and backoff.wait()):
+                    raise failed("look at the tables", error) from error
 
     def create_table(self, request: Any) -> bool:
         """False when it was there already."""
@@ -192,12 +220,22 @@ class Pending:
             again = sorted(taken.left - taken.refused.keys())
             if not again:
                 return refused
+            if taken.invalid:  # one bad row may have cost the whole call: each half by itself finds it
+                if len(again) == 1:
+                    return refused | {entries[again[0]].row_key: taken.reason or "refused"}
+                middle = len(again) // 2
+                for half in (again[:middle], again[middle:]):
+                    refused |= Pending(self._rpc, self._of([entries[index] for index in half])).finish()
+                return refused
             if taken.reason is not None or not self._backoff.wait():
                 raise StoreError(f"Bigtable did not take {len(again)} of {len(entries)} rows: "
                                  f"{taken.reason or 'it stayed unavailable'}")
-            self._request = MutateRowsRequest(table_name=self._request.table_name, app_profile_id=self._request.app_profile_id,
-                                              entries=[entries[index] for index in again])
+            self._request = self._of([entries[index] for index in again])
             self._call = self._start()
+
+    def _of(self, entries: Sequence[Any]) -> Any:
+        return MutateRowsRequest(table_name=self._request.table_name, app_profile_id=self._request.app_profile_id,
+                                 entries=entries)
 
     def _outcome(self) -> Taken:
         taken = Taken(len(self._request.entries))
@@ -216,12 +254,14 @@ class Taken:
       left: indices of the rows that are not written.
       refused: those that never will be, with the reason.
       reason: why the call as a whole was refused; None while trying again may help.
+      invalid: it was refused for what it says.
     """
 
     def __init__(self, rows: int) -> None:
         self.left = set(range(rows))
         self.refused: dict[int, str] = {}
         self.reason: str | None = None
+        self.invalid = False
 
     def add(self, answer: Any) -> None:
         """Takes one message of the answer."""
@@ -234,7 +274,7 @@ class Taken:
     def broke(self, error: grpc.RpcError) -> None:
         """The call failed before it answered for every row."""
         if not passing(error):
-            self.reason = _words(error)
+            self.reason, self.invalid = _words(error), error.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def rows_of(answers: Any) -> Iterator[Row]:
@@ -264,6 +304,16 @@ def rows_of(answers: Any) -> Iterator[Row]:
             if chunk.commit_row:
                 yield Row(key, cells)
                 cells = []
+
+
+def _rule(rule: Any) -> str:
+    """A GC rule as cbt writes it."""
+    which = rule.WhichOneof("rule")
+    if which == "max_num_versions":
+        return f"maxversions() == {rule.max_num_versions}"
+    if which == "max_age":
+        return f"maxage() > {rule.max_age.seconds}s"
+    return which or "never"
 
 
 def _go_on_behind(request: Any, last: bytes) -> bool:

@@ -341,6 +341,33 @@ class SqliteStore:
                f' ORDER BY "row" LIMIT {PAGE_ROWS}')
         return self._scan(sql, group)
 
+    def stamps(self, table: str, name: str, low: str, high: str) -> Iterator[tuple[str, str, int, int]]:
+        """(row, group, timestamp, bytes) of the cells of a family, or of a version, in [low, high) of the keys; ``high`` "" for
+        no end. For jobs."""
+        if table == "features":
+            where, group = f'{_table(name)} WHERE ?1 = ?1', '"group"'
+        else:
+            where, group = "recommendations WHERE version = ?1", "''"
+        last, after = low, ""
+        while page := self._read(
+                f'SELECT "row", {group}, timestamp, length(value) FROM {where} AND ("row", {group}) > (?2, ?3)'
+                f' AND (?4 = \'\' OR "row" < ?4) ORDER BY "row", {group} LIMIT {PAGE_ROWS}', (name, last, after, high)):
+            yield from page
+            last, after = page[-1][0], page[-1][1]
+
+    def forget_before(self, cells: Mapping[str, Mapping[str, int]]) -> None:
+        """Deletes cells of family ``stream``, by row and group, that are older than a timestamp. For jobs."""
+        gone = [(row, group, before) for row, groups in cells.items() for group, before in groups.items()]
+        for start in range(0, len(gone), CHUNK_ROWS):
+            with self._transaction() as connection:
+                connection.executemany('DELETE FROM features_stream WHERE "row" = ? AND "group" = ? AND timestamp < ?',
+                                       gone[start : start + CHUNK_ROWS])
+
+    def surfaces(self) -> dict[str, Active]:
+        """The pointer of every surface. For jobs."""
+        return {surface: Active(*rest) for surface, *rest in self._read(
+            "SELECT surface, champion, challenger, percent, previous FROM active ORDER BY surface")}
+
     def _scan(self, sql: str, key: str) -> Iterator[tuple[str, Cell]]:
         last = ""
         while page := self._read(sql, (key, last)):  # by pages: a long read transaction would keep the WAL from shrinking

@@ -15,12 +15,14 @@ BREAK = "break"  # fails after the server's first answer, which arrives
 
 
 class Flaky(grpc.GenericRpcHandler):
-    """``faults[method]`` is a queue of how the next calls of a method fail; ``calls`` counts them all."""
+    """``faults[method]`` is a queue of how the next calls of a method fail; ``calls`` counts them all; ``refuse``: a request
+    that holds these bytes is invalid."""
 
     def __init__(self, target: str) -> None:
         self._channel = grpc.insecure_channel(target)
         self.faults: dict[str, collections.deque[str]] = collections.defaultdict(collections.deque)
         self.calls: collections.Counter[str] = collections.Counter()
+        self.refuse: bytes | None = None
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         """Every method is a stream of bytes here, unary ones are streams of one."""
@@ -28,6 +30,8 @@ class Flaky(grpc.GenericRpcHandler):
 
         def forward(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
             self.calls[name] += 1
+            if self.refuse is not None and self.refuse in request:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "injected")
             fault = self.faults[name].popleft() if self.faults[name] else None
             if fault == CALL:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "injected")

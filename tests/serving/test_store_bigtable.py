@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import subprocess
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 from flaky import ANSWER, BREAK, CALL, between
 
+from beam_pipelines.cli.main import main
 from beam_pipelines.errors import UserError
 from beam_pipelines.services.install import program
 from schemas.keys import USER, list_key, row_key
@@ -92,6 +94,28 @@ def test_what_bigtable_refuses_is_said_without_a_row_key_and_the_rest_is_written
     assert "u0" not in str(caught.value)
     assert store.write_features(good) == 5
     store.close()
+
+
+@pytest.mark.parametrize("whole_call", [False, True])
+def test_refused_rows_are_kept_with_the_reason_and_replayed(uri, bigtable_emulator, monkeypatch, tmp_path, whole_call, capsys):
+    path = tmp_path / "refused.jsonl"
+    with between(bigtable_emulator.address) as (proxy, address):
+        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", address)
+        store = open_store(f"{uri}?refused={path}")
+        good = writes(2500)
+        bad = FeatureWrite("poison" if whole_call else "", "batch", "g", Cell(b"bad", 7000))
+        proxy.refuse = b"poison"
+        proxy.faults["MutateRows"].append(ANSWER)  # rows that fail for a while are not refused
+        assert store.write_features([*good[:1200], bad, *good[1200:]]) == 2501
+        proxy.refuse = None
+        assert sum(1 for _ in store.scan_features("batch", "g")) == 2500
+        (line,) = [json.loads(text) for text in path.read_text().splitlines()]
+        assert (line["row"], line["timestamp"]) == (bad.row, 7000) and ("injected" if whole_call else "key") in line["reason"]
+        assert path.stat().st_mode & 0o777 == 0o600
+        store.close()
+        code = main(["store", "replay", str(path), "--store", uri, "--json"])
+        said = json.loads(capsys.readouterr().out)
+        assert (code, said["written"], said["refused"]) == ((0, 1, 0) if whole_call else (1, 0, 1))
 
 
 def test_an_instance_without_tables_is_no_store_to_a_reader(uri):
