@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flips", type=int, default=1000, metavar="N", help="flips and rollbacks (default: 1000)")
     parser.add_argument("--users", type=int, default=20_000, help="with lists in each version (default: 20,000)")
     parser.add_argument("--items", type=int, default=12_000, help="of all versions together (default: 12,000)")
-    parser.add_argument("--rate", type=float, default=300.0, help="requests a second (default: 300)")
+    parser.add_argument("--rate", type=float, default=400.0, help="requests a second (default: 400)")
     parser.add_argument("--workers", type=int, default=2, help="of the server (default: 2)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -90,7 +90,7 @@ class _Drill:
         self._world, self._url, self._args = world, url, args
         self._config = Config.of(world.workspace.root, quiet=True)
         self._load = CheckedLoad(url, lambda rng: user_id(rng.randrange(world.users)), self._version_of, args.rate,
-                                 on_answer=self._answered)
+                                 connections=8, on_answer=self._answered)
         self._seen: _Seen | None = None
         self._calls: list[float] = []
         self._spans: list[float] = []

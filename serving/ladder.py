@@ -29,7 +29,7 @@ from serving.made_lists import Budget, ListStore, MadeLists
 from serving.ranking.model import Ask, Candidates, Signals, Tier
 from serving.ranking.policy import ContextPolicy
 from serving.stores.base import Active, Cell, StoreError
-from serving.versions import Choice
+from serving.versions import Choice, versions_of
 
 ANYONE = ""
 """User id under which the recommend job writes the popular list."""
@@ -174,15 +174,18 @@ class Ladder:
         return recs
 
     async def keep_popular(self, surface: str, active: Active) -> None:
-        """Reads the popular lists of versions that have no bundle, so that they are there when the store is not."""
-        wanted = {(surface, v) for v in (active.champion, active.challenger, active.previous) if v is not None}
-        for key in [k for k in self._popular if k[0] == surface and k not in wanted]:
-            del self._popular[key]
-        for key in wanted - set(self._popular):
-            if self._bundles.get(key[1]) is None:
+        """Reads the popular lists of versions that have no bundle, so that they are there when the store is not; forgets those
+        that the surface serves no more, but not yet those that requests under way may read."""
+        wanted = [(surface, v) for v in versions_of(active)]
+        before = [key for key in self._popular if key[0] == surface]
+        for key in wanted:
+            if key not in self._popular and self._bundles.get(key[1]) is None:
                 found = await self._anyone(*key)
                 if found is not None:
                     self._popular[key] = found
+        for key in before[: -2 * len(wanted) or None]:
+            if key not in wanted:
+                del self._popular[key]
 
     async def _anyone(self, surface: str, version: str) -> RankedList | None:
         try:

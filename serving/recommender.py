@@ -89,31 +89,29 @@ class Recommender:
       policies: how each context is ranked; default: the packaged ones.
       stream_job: whose stream features are read.
       make_list, read_signals: instead of serving.ranking.on_demand and serving.signals.
+      warm: run over a bundle before it counts, so that no request waits for what is compiled.
     """
 
     def __init__(self, store: AsyncStore, now: Callable[[], int], folder: Path | None = None, policies: Policies | None = None,
                  stream_job: str = STREAM_JOB, make_list: Make | None = None,
-                 read_signals: ReadSignals | None = None) -> None:
+                 read_signals: ReadSignals | None = None, warm: bool = True) -> None:
         self.policies = policies or load()
         self.fresh = NOTHING_FRESH
         """What is newer than the bundles: items, and what is trending; whoever follows them swaps it."""
         self._store, self._now, self._read_signals = store, now, read_signals or SignalReader(stream_job).read
         self._waits = not isinstance(store, AsyncSqliteStore)
         self.breakers = Breakers.make(_breaker_changed)
-        self.bundles = Bundles(folder, _tell, partial(warm_up, self.policies))
-        self.versions = Versions(store, self.bundles, tuple(self.policies.contexts), on_change=self._changed)
+        self.bundles = Bundles(folder, _tell, partial(warm_up, self.policies) if warm else None)
+        self.versions = Versions(store, self.bundles, tuple(self.policies.contexts), prepare=self._prepare)
         self.ladder = Ladder(store, self.bundles, self.breakers, make_list or self._make)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Reads the pointers and loads their bundles; a store that is away does not keep a worker from starting."""
         await self.versions.start()
-        await self._settled()
 
     async def close(self) -> None:
         """Ends what runs in the background; does not close the store."""
         await self.versions.close()
-        await self._settled()
         await self.ladder.made.close()
         await self.bundles.close()
 
@@ -240,8 +238,9 @@ class Recommender:
             with contextlib.suppress(NothingPublishedError):
                 candidates = self.ladder.popular(choice, None, lost, now)
                 answer = ranked_of(candidates, signals)
-        if not answer.ranked.item_ids and not len(ask.shown):  # who consumed all there is still gets an answer
-            answer = ranked_of(candidates, replace(signals, hidden=frozenset()))
+        for hidden in (signals.suppressed, frozenset[str]()):  # who consumed all there is still gets an answer
+            if not answer.ranked.item_ids and not len(ask.shown):
+                answer = ranked_of(candidates, replace(signals, hidden=hidden))
         return answer
 
     def _make(self, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> RankedList | None:
@@ -249,15 +248,9 @@ class Recommender:
             return around(ask, policy, bundle, now, self.fresh.overlay)
         return make(ask, signals, bundle, now, self.fresh, seconds=policy.cache_seconds)
 
-    def _changed(self, surface: str, active: Active) -> None:
+    async def _prepare(self, surface: str, active: Active) -> None:
+        await self.ladder.keep_popular(surface, active)
         _tell("active version", {"surface": surface, "version": active.champion})
-        task = asyncio.get_running_loop().create_task(self.ladder.keep_popular(surface, active))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _settled(self) -> None:
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
 
 
 def _neighbours(bundle: Bundle, position: int, hidden: Set[str], limit: int) -> list[Similar]:

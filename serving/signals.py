@@ -72,16 +72,16 @@ def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus 
     puts = decode_puts(batch[PUTS].value) if PUTS in batch else {}
     held = _Batch(batch, puts, now)
     since = now - SUPPRESS_DAYS * DAY_MICROS
-    hidden = {group[len(SUPPRESSED):] for group, cell in stream.items()
-              if group.startswith(SUPPRESSED) and cell.timestamp >= since}
-    hidden.update(held.listed("consumed_items", "user_consumed", counts_always=True)[0])
+    suppressed = frozenset(group[len(SUPPRESSED):] for group, cell in stream.items()
+                           if group.startswith(SUPPRESSED) and cell.timestamp >= since)
+    hidden = suppressed.union(held.listed("consumed_items", "user_consumed", counts_always=True)[0])
     in_batch, in_stream = BATCH_ROW["user"] in batch, any(group in stream for group in _STREAMED)
     session = decode_session(stream["user_session"].value) if alive and "user_session" in stream else None
     session = session if session is not None and session.is_open(now) else None
     values = _Values(batch, stream, puts, session, alive, now)
     return Signals(
         known=bool(batch) or in_stream,
-        hidden=frozenset(hidden),
+        hidden=hidden, suppressed=suppressed,
         session=list(zip(session.items[0], session.items[2].tolist(), strict=True)) if session is not None else (),
         history=_history(stream.get("user_recent") if alive else None, held, now),
         preference=_preference(stream.get("user_preference") if alive else None, held, now),

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from schemas.keys import hash64
 from serving.bundles import Bundles
-from serving.stores.base import Active, Store, StoreError
+from serving.stores.base import Active, StoreError
 
 HOMEPAGE = "homepage"
 """The surface whose lists answer for a surface without lists of its own."""
@@ -71,15 +72,15 @@ class Versions:
       bundles: loaded before a pointer to their version counts.
       surfaces: those that may have lists of their own.
       seconds: between two looks.
-      on_change: called with (surface, pointer) when a pointer counts for the first time or has changed.
+      prepare: awaited with (surface, pointer) before a pointer counts.
     """
 
     def __init__(self, store: PointerStore, bundles: Bundles, surfaces: Sequence[str], seconds: float = POINTER_SECONDS,
-                 on_change: Callable[[str, Active], None] | None = None) -> None:
-        self._store, self._bundles, self._seconds, self._on_change = store, bundles, seconds, on_change
+                 prepare: Callable[[str, Active], Awaitable[None]] | None = None) -> None:
+        self._store, self._bundles, self._seconds, self._prepare = store, bundles, seconds, prepare
         self._surfaces = list(dict.fromkeys((HOMEPAGE, *surfaces)))
         self._read: dict[str, Active | None] = {}
-        self._rounds, self._one_at_a_time = 0, asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
         self._served: dict[str, Active] = {}
         self._read_at: float | None = None
         self._trouble = ""
@@ -126,24 +127,26 @@ class Versions:
         """Reads the pointers and loads their bundles, then goes on reading in the background."""
         await self.refresh()
         await self._bundles.settled()
-        self._adopt()
+        await self.refresh()
         self._task = asyncio.get_running_loop().create_task(self._keep_reading())
 
-    async def refresh(self) -> None:
-        """Reads the pointers now; those whose bundles are loaded count at once. Never raises."""
+    async def refresh(self, every_surface: bool = True) -> None:
+        """Reads the pointers now; those whose bundles are loaded count at once. Never raises.
+
+        Args:
+          every_surface: also those that had no pointer.
+        """
         async with self._one_at_a_time:  # an answer from before a flip must not come after one from behind it
-            all_of_them = self._rounds % UNPUBLISHED_ROUNDS == 0
-            self._rounds += 1
             try:
                 for surface in self._surfaces:
-                    if all_of_them or self._read.get(surface) is not None:
+                    if every_surface or self._read.get(surface) is not None:
                         self._read[surface] = await self._store.active(surface, timeout=READ_SECONDS)
             except (StoreError, ValueError, TypeError) as error:  # away, or a pointer that cannot be understood
                 self._trouble = str(error) or "the store cannot be read"
             else:
                 self._read_at, self._trouble = time.monotonic(), ""
             self._bundles.want(_named([*self._read.values(), *self._served.values()]))
-            self._adopt()
+            await self._adopt()
 
     async def close(self) -> None:
         """Ends the background task."""
@@ -154,19 +157,19 @@ class Versions:
             self._task = None
 
     async def _keep_reading(self) -> None:
-        while True:
+        for number in itertools.count():
             await asyncio.sleep(self._seconds)
-            await self.refresh()
+            await self.refresh(number % UNPUBLISHED_ROUNDS == 0)
 
-    def _adopt(self) -> None:
+    async def _adopt(self) -> None:
         served = dict(self._served)
         for surface, active in self._read.items():
             if active is None:
                 served.pop(surface, None)
             elif served.get(surface) != active and self._may_serve(active, served.get(surface)):
+                if self._prepare is not None:
+                    await self._prepare(surface, active)
                 served[surface] = active
-                if self._on_change is not None:
-                    self._on_change(surface, active)
         self._served = served
 
     def _may_serve(self, active: Active, before: Active | None) -> bool:
@@ -178,38 +181,3 @@ class Versions:
 
 def _named(pointers: Iterable[Active | None]) -> set[str]:
     return {version for active in pointers if active is not None for version in versions_of(active)}
-
-
-MAX_SURFACES = 64
-"""Bound of the cache: surface names come from outside."""
-
-
-class Pointers:
-    """The active pointers of surfaces, each read at most once a second.
-
-    Args:
-      seconds: for how long a pointer is believed.
-      on_change: called with (surface, pointer) when a pointer is seen for the first time or has changed.
-    """
-
-    def __init__(self, seconds: float = 1.0, on_change: Callable[[str, Active], None] | None = None) -> None:
-        self._seconds, self._on_change = seconds, on_change
-        self._known: dict[str, tuple[float, Active | None]] = {}
-
-    def get(self, store: Store, surface: str) -> Active | None:
-        """The pointer of a surface, None where nothing was ever published; raises StoreError."""
-        now = time.monotonic()
-        known = self._known.get(surface)
-        if known is not None and now - known[0] < self._seconds:
-            return known[1]
-        active = store.active(surface)
-        if active is not None and (known is None or known[1] != active) and self._on_change is not None:
-            self._on_change(surface, active)
-        if len(self._known) >= MAX_SURFACES:
-            self._known.clear()
-        self._known[surface] = (now, active)
-        return active
-
-    def forget(self) -> None:
-        """Reads every pointer anew at its next use."""
-        self._known.clear()

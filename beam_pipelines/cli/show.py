@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing
 from functools import partial
 
 import msgspec
@@ -31,10 +30,11 @@ from beam_pipelines.options import Config, add_common_flags
 from beam_pipelines.watch import Look, Pace, follow_drawn, follow_lines, said
 from schemas.cells import CellError
 from schemas.keys import STREAM_JOB
+from serving.asking import Asker
 from serving.catalogue import Catalogue
 from serving.features import FeatureReader, FeatureValue, ListEntry, StreamStatus
+from serving.ladder import NothingPublishedError
 from serving.profile import ItemProfile, UserProfile, read_item, read_user
-from serving.read import ListReader, NothingPublishedError, Request
 from serving.responses import Recommendations
 from serving.stores import open_store
 from serving.stores.base import Store, StoreError
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 def _watch(config: Config, store: Store, args: argparse.Namespace, console: Console) -> None:
     """Follows the features (of a user also the list) until it is time to end."""
     features, now = FeatureReader(args.stream), config.workspace.now
-    with closing(ListReader(partial(open_store, config.store, create=False), now)) as lists:
+    with _asker(config, args) as lists:
 
         def look() -> Look:
             found = features.one(store, args.kind, args.id, now()).values
@@ -109,9 +109,13 @@ def _watch(config: Config, store: Store, args: argparse.Namespace, console: Cons
             follow_drawn(look, pace, console, f"{args.kind.capitalize()} {args.id}", lambda f: not args.all and _is_empty(f))
 
 
-def _recommendations(reader: ListReader, args: argparse.Namespace) -> Recommendations | None:
+def _asker(config: Config, args: argparse.Namespace) -> Asker:
+    return Asker(config.store, config.workspace.bundles, config.workspace.now, args.stream)
+
+
+def _recommendations(asker: Asker, args: argparse.Namespace) -> Recommendations | None:
     try:
-        return reader.recommend(Request(args.id, args.surface, args.items), "show") if args.id else None
+        return asker.recommend(args.id, args.surface, args.items, "show") if args.id else None
     except NothingPublishedError:
         return None
 
@@ -119,8 +123,8 @@ def _recommendations(reader: ListReader, args: argparse.Namespace) -> Recommenda
 def _user(config: Config, store: Store, args: argparse.Namespace) -> tuple[dict[str, object], RenderableType]:
     now, features = config.workspace.now(), FeatureReader(args.stream)
     profile = read_user(store, Catalogue(), args.id, now, features)
-    with closing(ListReader(partial(open_store, config.store, create=False), config.workspace.now)) as reader:
-        answer = _recommendations(reader, args)
+    with _asker(config, args) as asker:
+        answer = _recommendations(asker, args)
     status = features.status(store)
     document: dict[str, object] = {
         "user_id": args.id, "low_confidence": profile.low_confidence, "history": profile.history,

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from beam_pipelines.jobs import daily
 from beam_pipelines.options import Config
 from beam_pipelines.simulate.world import WorldSpec
 from schemas.workspace import DAY_MICROS, write_atomically
+from serving.asking import Asker
 from serving.catalogue import Catalogue
 from serving.profile import HistoryItem, read_user
-from serving.read import ListReader, Request
 from serving.responses import RankedItem
 from serving.stores import open_store
 
@@ -172,14 +171,14 @@ def _examples(config: Config, as_of: int) -> list[UserExample]:
     ranked = ranked[lengths[ranked] >= min(_MIN_HISTORY, int(lengths.max(initial=0)))]
     chosen = [str(ids[ranked[int(len(ranked) * share)]]) for share in (0.25, 0.5, 0.75)[: len(ranked)]]
     store = open_store(config.store, create=False)
-    reader = ListReader(partial(open_store, config.store, create=False), config.workspace.now)
+    asker = Asker(config.store, config.workspace.bundles, config.workspace.now)
     try:
         now = config.workspace.now()
         return [UserExample(u, read_user(store, Catalogue(), u, now).history[:SHOWN_ITEMS],
-                            list(reader.recommend(Request(u, "homepage", SHOWN_ITEMS), "demo").items))
+                            list(asker.recommend(u, "homepage", SHOWN_ITEMS, "demo").items))
                 for u in dict.fromkeys(chosen)]
     finally:
-        reader.close()
+        asker.close()
         store.close()
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -34,10 +33,12 @@ from beam_pipelines.simulate.world import World, WorldSpec
 from schemas.cells import RankedList, encode_recs
 from schemas.keys import list_key
 from schemas.workspace import DAY_MICROS
+from serving.asking import Asker
 from serving.features import FeatureReader
-from serving.read import ANYONE, HOMEPAGE, ListReader
+from serving.ladder import ANYONE
 from serving.stores import open_store
 from serving.stores.base import Active, Cell, ListWrite, Store
+from serving.versions import HOMEPAGE
 
 FOLDER = "demo-stream"
 SPEC = WorldSpec(users=2_000, items=300, days=7)
@@ -116,7 +117,7 @@ def run(config: Config, rate: float, say: Callable[[str], None], on_step: Callab
     return demo
 
 
-def _live(config: Config, url: str, rate: float, demo: StreamDemo, store: Store, lists: ListReader,
+def _live(config: Config, url: str, rate: float, demo: StreamDemo, store: Store, lists: Asker,
           on_step: Callable[[Step], None]) -> None:
     """The visitor and the probes, while simulated events come in."""
     stop = threading.Event()
@@ -230,9 +231,9 @@ def _publish_popular(config: Config, store: Store) -> None:
 
 
 @contextmanager
-def _opened(config: Config) -> Iterator[tuple[Store, ListReader]]:
+def _opened(config: Config) -> Iterator[tuple[Store, Asker]]:
     store = open_store(config.store)
-    lists = ListReader(partial(open_store, config.store, create=False), config.workspace.now)
+    lists = Asker(config.store, config.workspace.bundles, config.workspace.now, JOB)
     try:
         yield store, lists
     finally:

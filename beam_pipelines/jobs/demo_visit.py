@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 
 from schemas.keys import USER, row_key
+from serving.asking import Asker
 from serving.features import FeatureReader, FeatureValue
-from serving.read import ListReader, Request
 from serving.stores.base import Store
 
 WAIT_S, PROBE_WAIT_S = 30.0, 90.0
@@ -54,7 +54,7 @@ class Visit:
       now: the workspace clock, microseconds.
     """
 
-    def __init__(self, client: httpx.Client, store: Store, features: FeatureReader, lists: ListReader, visitor: str,
+    def __init__(self, client: httpx.Client, store: Store, features: FeatureReader, lists: Asker, visitor: str,
                  now: Callable[[], int]) -> None:
         self._client, self._store, self._features, self._lists = client, store, features, lists
         self._visitor, self._now, self._started = visitor, now, time.monotonic()
@@ -80,7 +80,7 @@ class Visit:
                 "event_type": kind, "occurred_at": self._now(), "surface": "homepage", "device": "desktop", **more}
 
     def _list(self) -> list[str]:
-        return [i.item_id for i in self._lists.recommend(Request(self._visitor, page_size=20), "demo").items]
+        return [i.item_id for i in self._lists.recommend(self._visitor, page_size=20, request_id="demo").items]
 
     def _value(self, feature: str) -> FeatureValue:
         return self._features.one(self._store, "user", self._visitor, self._now()).values[feature]
