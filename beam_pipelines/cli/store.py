@@ -9,8 +9,8 @@
 'inspect' counts a small store whole and a large one in a sample (marked ~): 8 of 256 parts of the key range, over which ids are
 hashed. Bigtable sends no values for it, so it tells no sizes.
 
-'gc' is housekeeping: readers check expiry themselves, so nothing depends on it. Stream cells go whose newest event is 2 days
-old (the longest window is 24 hours), suppressions after 7 days, and versions of lists that no surface names, but the newest --keep.
+gc is housekeeping: readers check expiry themselves, so nothing depends on it. Stream cells go whose newest event is 2 days old
+(the longest window is 24 hours), suppressions after 7 days, and versions of lists that no surface names, but the newest --keep.
 'beamrec publish' drops old versions too; what it leaves behind is that of runs that never published.
 
 Rows that Bigtable refuses for good (too large, a broken key) stop a job, unless the store's URI names a file for them:

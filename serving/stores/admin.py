@@ -101,7 +101,9 @@ def collect(store: Store, now: int, apply: bool, parts: Iterable[int] = range(25
                 expired.setdefault(row, []).append(group)
                 gone["s:*" if group.startswith(SUPPRESSED) else group] += 1
         if expired and apply:
-            store.forget_before({row: {g: cutoff(g, now) for g in groups} for row, groups in expired.items()})  # type: ignore[attr-defined]
+            before = {row: {g: cutoff(g, now) for g in groups} for row, groups in expired.items()}
+            before = {row: {g: cutoff(g, now) for g in groups} for row, groups in expired.items()}
+            store.forget_before(before)  # type: ignore[attr-defined]
     return gone
 
 
