@@ -91,7 +91,8 @@ def cutoff(group: str, now: int) -> int:
 def collect(store: Store, now: int, apply: bool, parts: Iterable[int] = range(256)) -> Counter[str]:
     """Counts the stream cells and suppressions that say nothing any more, and with ``apply`` deletes them; by group.
 
-    ``parts``: of the 256 of the key range. A cell that is written meanwhile stays: a delete names the time before which. Raises StoreError.
+    ``parts``: of the 256 of the key range. A cell that is written meanwhile stays: a delete names the time before which.
+    Raises StoreError.
     """
     gone: Counter[str] = Counter()
     for part in parts:
