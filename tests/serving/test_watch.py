@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from serving_world import NOW
 from test_features import put_panes, put_status
-from test_read import suppress
+from test_asking import suppress
 
 from beam_pipelines.watch import Pace, changes, follow_drawn, follow_lines
 from serving.features import FeatureReader, FeatureValue, ListEntry
