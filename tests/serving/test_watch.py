@@ -11,8 +11,8 @@ import time
 import pytest
 from rich.console import Console
 from serving_world import NOW
-from test_features import put_panes, put_status
 from test_asking import suppress
+from test_features import put_panes, put_status
 
 from beam_pipelines.watch import Pace, changes, follow_drawn, follow_lines
 from serving.features import FeatureReader, FeatureValue, ListEntry
