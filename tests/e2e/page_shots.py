@@ -53,12 +53,12 @@ def user_of(server):
 
 def warm(server):
     """Returns once events come through the stream: its first takes as long as its workers take to start."""
-    until = time.monotonic() + 180
+    until, somebody = time.monotonic() + 180, f"warm-up-{time.time_ns():x}"
     with httpx.Client(base_url=server.url, timeout=30) as client:
         while time.monotonic() < until:
-            client.post("/v1/events", json={"user_id": "warm-up", "event_type": "view", "item_id": "i00001"})
+            client.post("/v1/events", json={"user_id": somebody, "event_type": "view", "item_id": "i00001"})
             time.sleep(1)
-            if client.get("/v1/users/warm-up/profile").json()["features"]["session_events"]["source"] == "stream":
+            if client.get(f"/v1/users/{somebody}/profile").json()["features"]["session_events"]["source"] == "stream":
                 return
     raise TimeoutError("no event came through the stream")
 
