@@ -128,7 +128,8 @@ def test_the_user_tower_in_numpy_gives_the_exports_vectors(prepared: Prepared, t
         shares = rng.random(len(tastes)).astype(np.float32)
         stats = {name: float("nan") if rng.random() < 0.2 else float(rng.integers(0, 40)) for name in USER_STATS}
         users.append({"liked_items": items.take(pa.array(liked)).to_pylist(), "liked_ages": ages.tolist(),
-                      "affinity_ids": categories.take(pa.array(tastes)).to_pylist(), "affinity_shares": shares.tolist(), **stats})
+                      "affinity_ids": categories.take(pa.array(tastes)).to_pylist(),
+                      "affinity_shares": shares.tolist(), **stats})
         mine.append(tower.vector(liked.astype(np.int32), ages, tastes.astype(np.int32), shares, stats))
     theirs = Scorer(tmp_path / "model").user_vectors(pa.Table.from_pylist(users, schema=USER_SCHEMA))
     assert np.abs(np.array(mine) - theirs).max() < 1e-5

@@ -28,7 +28,7 @@ from serving.stores.aio import open_async
 from serving.stores.base import Cell, FeatureWrite
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cell_world import batch_cells, stream_cells, write, write_status  # noqa: E402
+from cell_world import batch_cells, stream_cells, write, write_status
 
 HOUR = 3_600_000_000
 
@@ -56,7 +56,8 @@ def test_every_feature_with_source_and_age(client, world):
     write_status(world.store, NOW)
     said = get(client, "user", "ann")
     oracle = FeatureReader().one(world.store, "user", "ann", NOW).values
-    assert said["features"].keys() == oracle.keys() == said["sources"].keys() == {f.name for f in FEATURES if f.entity == "user"}
+    names = {f.name for f in FEATURES if f.entity == "user"}
+    assert said["features"].keys() == oracle.keys() == said["sources"].keys() == names
     for name, value in oracle.items():
         origin = said["sources"][name]
         assert (origin["source"], origin["age_s"], origin["label"]) == (value.source, value.age_s, value.label)
@@ -67,7 +68,8 @@ def test_every_feature_with_source_and_age(client, world):
     assert get(client, "user", "ann", name=["segment"])["sources"] == {
         "segment": {"source": "batch", "age_s": 86400.0, "ttl_seconds": 604800, "label": "power"}}
     nobody = client.get("/features/user/nobody").json()
-    assert not nobody["known"] and nobody["computed_at"] is None and {o["source"] for o in nobody["sources"].values()} == {"default"}
+    assert not nobody["known"] and nobody["computed_at"] is None
+    assert {origin["source"] for origin in nobody["sources"].values()} == {"default"}
 
 
 def test_a_partial_put_keeps_the_others_and_what_get_says_can_be_put(client, world):

@@ -32,6 +32,10 @@ _GRACE_S = 0.25
 """For so long an element may come and flush before the timer does. Timers are for quiet buckets: Prism 2.77 spins, and stalls
 all else, while a timer is due whose key is in a bundle."""
 
+_EARLY = 0.125
+"""Of the time between flushes: an element that comes so shortly before its bucket's turn flushes, for the next one would come
+about as long after it."""
+
 _FLUSH_SHARE = 0.03
 """Of its CPU a process that catches up gives so much to making cells, and three times that to storing them; beyond it flushes
 become rarer, and each writes more at once: of what changed again in the meantime, only the last value."""
@@ -148,12 +152,12 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         if self._flush_s == 0 or (self._flush_s is None and live.wants_snapshot):
             cells = self._flushed(live, held)
         elif self._flush_s is not None and live.is_dirty:
-            now = time.time()
+            now, early = time.time(), _EARLY * self._flush_s
             if live.flush_due is None:
                 # Set once: a timer set again and again would never be due.
-                live.flush_due = turn_after(now, bucket, self._pace(live, self._flush_s))
+                live.flush_due = turn_after(now + early, bucket, self._pace(live, self._flush_s))
                 timers.flush.set(Timestamp.of(live.flush_due + _GRACE_S))
-            elif now >= live.flush_due:
+            elif now >= live.flush_due - early:
                 live.flush_due = None
                 cells = self._flushed(live, held)
         self._live.give(bucket, live)
