@@ -86,7 +86,7 @@ class OneBucket:
             if name == "add":
                 out += self.dofn.added(0, argument, Timestamp(0), held, timers)
             elif name == "flush":
-                out += self.dofn.flush_due(0, Timestamp(0), held)
+                out += self.dofn.flush_due(0, Timestamp(0), held, timers.flush)
             elif name == "tick":
                 timers.tick.clear()
                 out += self.dofn.ticked(0, Timestamp(micros=argument), held, timers.tick)

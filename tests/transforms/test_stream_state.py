@@ -19,7 +19,7 @@ from schemas.stream_cells import decode_suppression
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.user import UserState
 from transforms.beam.stream.cells import cell_rows
-from transforms.beam.stream.item import ItemBucket
+from transforms.beam.stream.item import PARTNERS, PARTNERS_EVERY_S, ItemBucket
 from transforms.beam.stream.seen import SeenEvents, event_keys
 from transforms.beam.stream.state import LAYOUT, Marker, Rules, StateLayoutError
 from transforms.beam.stream.user import UserBucket
@@ -194,6 +194,57 @@ def test_items_get_each_event_and_pair_once(chosen: list[Event], size: int) -> N
             bucket.take(message)
         cells.append([rows.to_pylist() for rows in bucket.flush()])
     assert cells[0] == cells[1]
+
+
+def messages_of(chosen: list[Event], size: int) -> list[bytes]:
+    """What the users' side sends to the items for events that come a few at a time."""
+    runner = OneBucket.of_users(FOR_EVER)
+    for at in range(0, len(chosen), size):
+        runner.bundle(("add", packed(chosen[at : at + size])))
+    return runner.messages
+
+
+def latest(cells: dict[tuple[str, str], bytes], batches: list[pa.RecordBatch]) -> dict[tuple[str, str], bytes]:
+    for rows in batches:
+        for cell in rows.to_pylist():
+            cells[cell["row"], cell["group"]] = cell["value"]
+    return cells
+
+
+@settings(max_examples=40)
+@given(events(60), st.integers(1, 6), st.floats(0.1, 2 * PARTNERS_EVERY_S))
+def test_partners_come_in_turns_and_none_is_missed(chosen: list[Event], size: int, step: float) -> None:
+    at_once, in_turns = ItemBucket.new(FOR_EVER), ItemBucket.new(FOR_EVER)
+    whole: dict[tuple[str, str], bytes] = {}
+    found: dict[tuple[str, str], bytes] = {}
+    now = 1_000.0
+    for number, message in enumerate(messages_of(chosen, size)):
+        at_once.take(message)
+        in_turns.take(message)
+        latest(whole, at_once.flush())
+        latest(found, in_turns.flush(now))
+        minutes = [{key: cell for key, cell in cells.items() if key[1] == "item_minutes"} for cells in (whole, found)]
+        assert minutes[0] == minutes[1]  # these never wait
+        if number % 2:
+            in_turns = ItemBucket.restore(FOR_EVER, in_turns.marker, in_turns.snapshot(), [])
+        now += step
+    for _ in range(3):  # a restored bucket writes all at its first flush, any other within a round
+        latest(found, in_turns.flush(now))
+        now += PARTNERS_EVERY_S - 0.01
+    assert found == whole and not in_turns.is_dirty
+
+
+def test_partners_of_many_items_are_spread_over_the_turns() -> None:
+    bucket, counts = ItemBucket.new(FOR_EVER), []
+    for second in range(int(3 * PARTNERS_EVERY_S)):
+        pairs = [Event(f"{second}-{n}", f"u{n // 4}", f"i{n}", "view", ORIGIN, None, None, ()) for n in range(400)]
+        for message in messages_of(pairs, 400):
+            bucket.take(message)
+        written = [cell["group"] for rows in bucket.flush(1_000.0 + second) for cell in rows.to_pylist()]
+        assert written.count("item_minutes") == 400
+        counts.append(written.count(PARTNERS))
+    assert counts[0] == 400 and max(counts[1:]) < 50
+    assert sum(counts[1:]) == pytest.approx(400 * (len(counts) - 1) / PARTNERS_EVERY_S, abs=20)
 
 
 def test_what_is_seen_is_exact_and_expires() -> None:

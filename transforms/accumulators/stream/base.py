@@ -11,7 +11,7 @@ allowed lateness). Values are right for t from the entity's newest event on; for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -122,8 +122,9 @@ class StreamAccumulator:
         """
         raise NotImplementedError
 
-    def cells(self, only: Hashes | None = None) -> list[Cells]:
-        """The full cells of every entity, or of ``only`` these (ascending hashes), one Cells per group that has any."""
+    def cells(self, only: Hashes | None = None, groups: Collection[str] | None = None) -> list[Cells]:
+        """The full cells of every entity, or of ``only`` these (ascending hashes), one Cells per group (or of ``groups``) that
+        has any."""
         raise NotImplementedError
 
     def extract(self, t: int) -> list[Extract]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import ClassVar, Self
 
 import numpy as np
@@ -105,10 +105,11 @@ class TableState(StreamAccumulator):
         found = self.names[self.ENTITY].find(only)
         return found[found >= 0]
 
-    def cells(self, only: Hashes | None = None) -> list[Cells]:
+    def cells(self, only: Hashes | None = None, groups: Collection[str] | None = None) -> list[Cells]:
         """See StreamAccumulator."""
         codes = self._codes(only)
-        found = [self._cells(group, codes) for group in self.groups] if len(codes) else []
+        wanted = [group for group in self.groups if groups is None or group in groups]
+        found = [self._cells(group, codes) for group in wanted] if len(codes) else []
         return [cells for cells in found if len(cells)]
 
     def extract(self, t: int) -> list[Extract]:

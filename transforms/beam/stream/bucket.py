@@ -159,7 +159,7 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
                 timers.flush.set(Timestamp.of(live.flush_due + _GRACE_S))
             elif now >= live.flush_due - early:
                 live.flush_due = None
-                cells = self._flushed(live, held)
+                cells = self._flushed(live, held, now)
         self._live.give(bucket, live)
         return cells
 
@@ -170,12 +170,14 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         wanted = min(live.flush_costs) * (len(self._live) + 1) / _FLUSH_SHARE
         return max(least_s, min(wanted, _LONGEST_FLUSH_S))
 
-    def flush_due(self, bucket: int, timestamp: Timestamp, held: Held) -> list[pa.RecordBatch]:
-        """The cells of what changed."""
+    def flush_due(self, bucket: int, timestamp: Timestamp, held: Held, flush: Any) -> list[pa.RecordBatch]:
+        """The cells of what changed; of a quiet bucket the timer alone brings those whose turn comes later."""
         self._oldest = min(self._oldest, timestamp)
-        live = self._copy(bucket, held.marker.read(), held)
+        live, now = self._copy(bucket, held.marker.read(), held), time.time()
         live.flush_due = None
-        cells = self._flushed(live, held)
+        cells = self._flushed(live, held, now)
+        if live.is_dirty:
+            flush.set(Timestamp.of(now + (self._flush_s or 0) + _GRACE_S))
         self._live.give(bucket, live)
         return cells
 
@@ -229,11 +231,11 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
             self._stats[metric_names.STATE_RESTORED] += 1
         return live
 
-    def _flushed(self, live: Bucket, held: Held) -> list[pa.RecordBatch]:
+    def _flushed(self, live: Bucket, held: Held, now: float | None = None) -> list[pa.RecordBatch]:
         if not live.is_dirty:
             return []
         began = thread_time()
-        cells = live.flush()
+        cells = live.flush(now)
         live.flush_costs = live.flush_costs[1], thread_time() - began
         if live.wants_snapshot:
             data = live.snapshot()

@@ -11,12 +11,21 @@ from schemas.stream_cells import PANE
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.item import ItemState
 from transforms.beam.stream.freshness import Moments, moments_of
-from transforms.beam.stream.state import Bucket, Rules, groups_of
+from transforms.beam.stream.state import Bucket, Hashes, Rules, groups_of
 from transforms.beam.stream.wire import unpack_parts
+
+PARTNERS = "item_cooccurring"
+"""The group whose cells come in turns."""
+PARTNERS_EVERY_S = 30.0
+_PHASE_BITS, _PHASE_SHIFT = 16, 8  # of a hash: low ones, for the high ones choose the bucket
 
 
 class ItemBucket(Bucket):
-    """The items of a bucket; an element is two packed parts (wire.pack_parts): events, and changes of pairs."""
+    """The items of a bucket; an element is two packed parts (wire.pack_parts): events, and changes of pairs.
+
+    Who is seen with an item is written every PARTNERS_EVERY_S, items taking turns: with every view nearly all items get another
+    partner, each cell is made from all its rows, and a second changes little in a weight that halves in an hour.
+    """
 
     ENTITY = "item"
     state: ItemState
@@ -24,6 +33,8 @@ class ItemBucket(Bucket):
     def __init__(self, rules: Rules) -> None:
         super().__init__(rules, ItemState(groups_of(ItemState, rules.groups)))
         self.accepted: Moments = np.empty(0, np.uint32)  # of the last message's events
+        self._partnered: list[Hashes] = []
+        self._turned: float | None = None
 
     @classmethod
     def new(cls, rules: Rules) -> Self:
@@ -39,9 +50,42 @@ class ItemBucket(Bucket):
             self.touch(self.state.hashes_of(events.column("item_id")), events.column("occurred_at").cast(pa.int64()).to_numpy())
         if changed is not None:
             self.state.add_pairs(changed)
-            self.touch(self.state.hashes_of(changed.column("item_id")), changed.column("pane").to_numpy() * np.int64(PANE))
+            self._partnered.append(self.state.hashes_of(changed.column("item_id")))
+            self._open(changed.column("pane").to_numpy() * np.int64(PANE))
         return sum(part.num_rows for part in (events, changed) if part is not None)
 
     def replay(self, payload: bytes) -> None:
         """See Bucket."""
         self.take(payload)
+
+    @property
+    def is_dirty(self) -> bool:
+        """See Bucket."""
+        return bool(self._dirty or self._partnered)
+
+    def cells_due(self, now: float | None) -> list[pa.RecordBatch]:
+        """See Bucket."""
+        others = [group for group in self.state.groups if group != PARTNERS]
+        return [*self._cells_of(self._taken(), others), *self._cells_of(self._turn(now), (PARTNERS,))]
+
+    def _turn(self, now: float | None) -> Hashes:
+        """The items whose partners are written now; the rest of those whose partners changed waits for its turn."""
+        if not self._partnered:
+            return np.empty(0, np.uint64)
+        waiting, self._partnered = np.unique(np.concatenate(self._partnered)), []
+        last, self._turned = self._turned, now
+        if now is None or last is None or now - last >= PARTNERS_EVERY_S:
+            return waiting
+        phases = waiting >> np.uint64(_PHASE_SHIFT) & np.uint64((1 << _PHASE_BITS) - 1)
+        until = (phases.astype(np.float64) / (1 << _PHASE_BITS) * PARTNERS_EVERY_S - last) % PARTNERS_EVERY_S
+        mine = until < now - last
+        self._partnered = [waiting[~mine]] if not mine.all() else []
+        return waiting[mine]
+
+    def extra(self) -> bytes:
+        """See Bucket: items whose partners are still to be written."""
+        return np.unique(np.concatenate(self._partnered)).tobytes() if self._partnered else b""
+
+    def restore_extra(self, data: bytes) -> None:
+        """See Bucket."""
+        self._partnered = [np.frombuffer(data, np.uint64)] if data else []

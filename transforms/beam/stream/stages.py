@@ -90,8 +90,8 @@ class _Users(BucketDoFn[UserBucket]):
 
     @on_timer(FLUSH)
     def on_flush(self, bucket: Any = beam.DoFn.KeyParam, timestamp: Any = beam.DoFn.TimestampParam, marker: Any = _MARKER,
-                 deltas: Any = _DELTAS, snapshot: Any = _SNAPSHOT) -> Iterator[Any]:
-        yield from self.flush_due(bucket, timestamp, Held(marker, deltas, snapshot))
+                 deltas: Any = _DELTAS, snapshot: Any = _SNAPSHOT, flush: Any = beam.DoFn.TimerParam(FLUSH)) -> Iterator[Any]:
+        yield from self.flush_due(bucket, timestamp, Held(marker, deltas, snapshot), flush)
 
     @on_timer(TICK)
     def on_tick(self, bucket: Any = beam.DoFn.KeyParam, timestamp: Any = beam.DoFn.TimestampParam, marker: Any = _MARKER,
@@ -174,8 +174,8 @@ class _Items(BucketDoFn[ItemBucket]):
 
     @on_timer(FLUSH)
     def on_flush(self, bucket: Any = beam.DoFn.KeyParam, timestamp: Any = beam.DoFn.TimestampParam, marker: Any = _MARKER,
-                 deltas: Any = _DELTAS, snapshot: Any = _SNAPSHOT) -> Iterator[Any]:
-        yield from self.flush_due(bucket, timestamp, Held(marker, deltas, snapshot))
+                 deltas: Any = _DELTAS, snapshot: Any = _SNAPSHOT, flush: Any = beam.DoFn.TimerParam(FLUSH)) -> Iterator[Any]:
+        yield from self.flush_due(bucket, timestamp, Held(marker, deltas, snapshot), flush)
 
     @on_timer(TICK)
     def on_tick(self, bucket: Any = beam.DoFn.KeyParam, timestamp: Any = beam.DoFn.TimestampParam, marker: Any = _MARKER,

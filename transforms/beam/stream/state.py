@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -39,7 +39,7 @@ LAYOUT = 2
 _MARKER = struct.Struct("<B8sqqqQQQ")
 _SEQUENCE = struct.Struct("<Q")
 _SNAPSHOT_DELTAS = 20
-_MOST_DELTAS = 400
+_MOST_DELTAS = 1200
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -202,6 +202,10 @@ class Bucket:
     def touch(self, hashes: Hashes, times: npt.NDArray[np.int64]) -> None:
         """Notes entities that changed and the times of the events that changed them."""
         self._dirty.append(hashes)
+        self._open(times)
+
+    def _open(self, times: npt.NDArray[np.int64]) -> None:
+        """Notes the panes of these times."""
         panes = np.unique(times // PANE).tolist()
         if not panes:
             return
@@ -217,14 +221,23 @@ class Bucket:
         """Whether anything changed since the last flush."""
         return bool(self._dirty)
 
-    def flush(self) -> list[pa.RecordBatch]:
-        """The full cells of everything that changed since the last flush, as CELLS."""
-        if not self._dirty:
-            return []
-        hashes = np.unique(np.concatenate(self._dirty))
-        self._dirty = []
-        found = [cell_rows(self.ENTITY, cells) for cells in self.state.cells(hashes)]
-        return [rows for rows in [*found, *self.pending_cells()] if rows.num_rows]
+    def flush(self, now: float | None = None) -> list[pa.RecordBatch]:
+        """The full cells, as CELLS, of what changed since the last flush: of everything, or at ``now`` (seconds) of that whose
+        turn it is, while the rest stays dirty."""
+        found = [*self.cells_due(now), *self.pending_cells()]
+        return [rows for rows in found if rows.num_rows]
+
+    def cells_due(self, now: float | None) -> list[pa.RecordBatch]:
+        """Cells of the accumulator for ``flush``."""
+        return self._cells_of(self._taken())
+
+    def _taken(self) -> Hashes:
+        """What is dirty, ascending; from now on it is not."""
+        dirty, self._dirty = self._dirty, []
+        return np.unique(np.concatenate(dirty)) if dirty else np.empty(0, np.uint64)
+
+    def _cells_of(self, hashes: Hashes, groups: Collection[str] | None = None) -> list[pa.RecordBatch]:
+        return [cell_rows(self.ENTITY, cells) for cells in self.state.cells(hashes, groups)] if len(hashes) else []
 
     def earlier_tick(self) -> int | None:
         """The tick to set when an open pane wants an earlier one than the one that is pending."""
@@ -291,7 +304,7 @@ class Bucket:
                                                  4 * marker.delta_bytes >= self.snapshot_bytes)
 
     def snapshot(self) -> bytes:
-        """Everything but the marker; the deltas so far are in it. Only after a flush: nothing may be dirty."""
+        """Everything but the marker; the deltas so far are in it. After a flush only: what is dirty still is in ``extra``."""
         data = msgspec.msgpack.encode(_Snapshot(LAYOUT, self.state.to_bytes(), sorted(self._panes), sorted(self._hours),
                                                 self.extra()))
         self.snapshot_bytes = len(data)
