@@ -9,6 +9,10 @@ sends each connection's next request once its last was answered: max_requests_pe
 p99_ms. So p99_ms means something where requests_per_s reaches the rate. Users are drawn evenly, 20 items a page, lists of 100,
 with sessions, preferences and 50 consumed items each. store_read_p99_ms: one list read from the store alone, in this process.
 not_200 and empty count answers (of a sample, for empty). Keys by store: sqlite, bigtable.
+
+  beamrec bench serve --in-process [--profile]
+
+asks the application within this process over SQLite, without sockets or load: microseconds of processor a request, and by step.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ import numpy as np
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.services import bigtable
+from benchmarks.serve_inside import in_process
 from benchmarks.serve_load import Ask
 from benchmarks.serve_world import ServeWorld, user_id
 from schemas.keys import list_key
@@ -64,12 +69,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=int, default=32, help="of the paced requests, and of wrk (default: 32)")
     parser.add_argument("--workers", type=int, default=2, help="of the server (default: 2)")
     parser.add_argument("--no-truth", action="store_true", help="do not tell a log what was served")
+    parser.add_argument("--in-process", action="store_true", help="processor time by step, without sockets")
+    parser.add_argument("--profile", action="store_true", help="with --in-process: where it goes, by function, on stderr")
+    parser.add_argument("--requests", type=int, default=4000, help="with --in-process (default: 4000)")
     parser.add_argument("--dir", default=".bench/serve", help="where the world is kept (default: .bench/serve)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
+    if args.in_process:
+        world = ServeWorld.make(Path(args.dir).absolute() / "sqlite", args.users, args.items)
+        return _print(in_process(world, args.requests, not args.no_truth, args.profile), args.json)
     if shutil.which(WRK) is None:
         raise UserError("needs wrk: apt-get install wrk")
     result: dict[str, Any] = {"users": args.users, "items": args.items, "workers": args.workers, "cores": os.cpu_count()}
@@ -81,7 +92,11 @@ def run(args: argparse.Namespace) -> int:
             print("writing the emulator's world ...", file=sys.stderr, flush=True)
             world = ServeWorld.make(Path(args.dir).absolute() / "bigtable", args.users, args.items, store=uri)
             result["bigtable"] = _measure(args, world, args.bigtable_rate)
-    if args.json:
+    return _print(result, args.json)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> int:
+    if as_json:
         print(json.dumps(result))
     else:
         for name, value in result.items():

@@ -27,6 +27,11 @@ class Histogram:
         self._counts[bisect_left(_SECONDS, seconds)] += 1
         self._sum += seconds
 
+    @property
+    def total(self) -> float:
+        """Seconds of all of them."""
+        return self._sum
+
     def lines(self, name: str) -> Iterator[str]:
         """As Prometheus has it: cumulative."""
         yield f"# TYPE {name} histogram"
