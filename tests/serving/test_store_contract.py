@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.keys import ITEM, USER, list_key, row_key
+from serving import stores
 from serving.stores import StoreError, StoreUriError
 from serving.stores.base import MAX_PREFIX_CELLS, Active, Cell, FeatureWrite, ListWrite
 
@@ -349,7 +350,7 @@ def test_an_unknown_uri_is_named_with_what_would_do(wrong):
 
 def test_a_reader_does_not_make_a_store(tmp_path):
     with pytest.raises(StoreError, match="no store at"):
-        open_store(f"sqlite:{tmp_path / 'typo.db'}", create=False)
+        stores.open_store(f"sqlite:{tmp_path / 'typo.db'}", create=False)
     assert list(tmp_path.iterdir()) == []
 
 
