@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.serve_world import ServeWorld, user_id
 
-_WARM = 300
+_WARM = 2_000
 
 
 def in_process(world: ServeWorld, requests: int, truth: bool, profile: bool = False) -> dict[str, Any]:

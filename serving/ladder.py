@@ -21,8 +21,9 @@ from typing import Protocol
 import numpy as np
 
 from models.inference.bundle import EVERYBODY, Bundle
-from schemas.cells import CellError, RankedList, decode_recs
+from schemas.cells import CellError, RankedList
 from schemas.keys import list_key
+from schemas.packed import read_recs
 from serving.breaker import Breaker, State
 from serving.bundles import Bundles
 from serving.made_lists import Budget, ListStore, MadeLists
@@ -123,10 +124,14 @@ class Ladder:
             breaker.failed()
             return Found(None, True)
         breaker.ok()
+        return self.found(cell)
+
+    def found(self, cell: Cell | None) -> Found:
+        """What was read as a user's list."""
         if cell is None:
             return Found(None, False)
         try:
-            return Found(decode_recs(cell.value), False)
+            return Found(read_recs(cell.value), False)
         except CellError:
             self.counts.unreadable_lists += 1
             return Found(None, False)
@@ -190,7 +195,7 @@ class Ladder:
     async def _anyone(self, surface: str, version: str) -> RankedList | None:
         try:
             cell = (await self._store.read_lists([list_key(ANYONE, surface)], version))[0]
-            return decode_recs(cell.value) if cell is not None else None
+            return read_recs(cell.value) if cell is not None else None
         except (StoreError, CellError):
             return None
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from models.inference.bundle import Bundle
 from schemas.cells import CellError, RankedList
-from schemas.keys import STREAM_JOB
+from schemas.keys import STREAM_JOB, list_key
 from serving.bundles import Bundles
 from serving.ladder import Breakers, Found, Ladder, Make, NothingPublishedError, more_popular
 from serving.logs import LOGGER
@@ -29,7 +29,7 @@ from serving.ranking.similar import Similar, around, rerank, similar
 from serving.ranking.warm import warm_up
 from serving.signals import SignalReader
 from serving.stores.aio import AsyncSqliteStore, AsyncStore
-from serving.stores.base import Active, StoreError
+from serving.stores.base import Active, DeadlineError, StoreError
 from serving.versions import Choice, Versions
 
 _log = logging.getLogger(LOGGER)
@@ -98,12 +98,17 @@ class Recommender:
         self.policies = policies or load()
         self.fresh = NOTHING_FRESH
         """What is newer than the bundles: items, and what is trending; whoever follows them swaps it."""
-        self._store, self._now, self._read_signals = store, now, read_signals or SignalReader(stream_job).read
+        self._reader = SignalReader(stream_job) if read_signals is None else None
+        self._store, self._now, self._read_signals = store, now, read_signals or self._one_reader
         self._waits = not isinstance(store, AsyncSqliteStore)
         self.breakers = Breakers.make(_breaker_changed)
         self.bundles = Bundles(folder, _tell, partial(warm_up, self.policies) if warm else None)
         self.versions = Versions(store, self.bundles, tuple(self.policies.contexts), prepare=self._prepare)
         self.ladder = Ladder(store, self.bundles, self.breakers, make_list or self._make)
+
+    async def _one_reader(self, store: AsyncStore, user_id: str, now: int, seconds: float) -> Signals:
+        assert self._reader is not None
+        return await self._reader.read(store, user_id, now, seconds)
 
     async def open(self) -> None:
         """Reads the pointers and loads their bundles; a store that is away does not keep a worker from starting."""
@@ -135,8 +140,7 @@ class Recommender:
             found = Found(None, self.breakers.lists.state == "open") if candidates is not None else await self._own(
                 ask, choice, policy)
         else:
-            found, signals = await together(self._waits, self._own(ask, choice, policy),
-                                            self.signals(ask.user_id, now, policy.deadline("features")))
+            found, signals = await self._read(ask, choice, policy, now)
             read, candidates = perf_counter(), None
         if candidates is None:
             candidates = await self.ladder.find(ask, choice, found, signals, policy, now)
@@ -196,6 +200,26 @@ class Recommender:
         if choice is None:
             raise NothingPublishedError(self.versions.trouble or "nothing is published yet")
         return choice
+
+    async def _read(self, ask: Ask, choice: Choice, policy: ContextPolicy, now: int) -> tuple[Found, Signals]:
+        """The user's list and signals: in one round where both lie in one file, and it does not fail."""
+        store, seconds = self._store, policy.deadline("features")
+        lists, features = self.breakers.lists, self.breakers.features
+        if self._reader is not None and isinstance(store, AsyncSqliteStore) and ask.user_id \
+                and lists.state == features.state == "closed":
+            try:
+                row = list_key(ask.user_id, choice.surface)
+                read = await self._reader.read_with_list(store, ask.user_id, row, choice.version, now, seconds)
+            except DeadlineError:  # a list without signals may still be had in time
+                features.failed()
+                return await self._own(ask, choice, policy), NO_SIGNALS
+            except StoreError:
+                read = None  # each of the two calls below says so to its breaker
+            if read is not None:
+                lists.ok()
+                features.ok()
+                return self.ladder.found(read[1]), read[0] or NO_SIGNALS
+        return await together(self._waits, self._own(ask, choice, policy), self.signals(ask.user_id, now, seconds))
 
     async def _own(self, ask: Ask, choice: Choice, policy: ContextPolicy) -> Found:
         return await self.ladder.own(ask.user_id, choice.surface, choice.version, policy.deadline("list"))

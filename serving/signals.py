@@ -7,24 +7,27 @@ only logged are decoded when somebody looks at them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from schemas.cells import CellError, decode_list, decode_vector
 from schemas.features import REGISTRY, SEGMENTS
 from schemas.keys import STREAM_JOB, SUPPRESSED, USER, row_key
+from schemas.packed import read_list
 from schemas.put_cells import PUTS, Put, decode_puts
 from schemas.stream_cells import RECENT_WINDOW, Session, decayed_scores, decode_session, ring_values, session_numbers
 from schemas.workspace import DAY_MICROS
 from serving.catalogue import USER_GROUP, decode_user
 from serving.features import STATUS_SECONDS, StatusCache, together
 from serving.merge import BATCH_ROW, Cells, Listed, StreamStatus, is_fresh
-from serving.ranking.model import Signals
-from serving.stores.aio import AsyncStore
+from serving.ranking.model import Hidden, Signals, Touched
+from serving.stores.aio import AsyncSqliteStore, AsyncStore
 from serving.stores.base import ANY, Cell, Family
 
 SUPPRESS_DAYS = 7
@@ -38,6 +41,13 @@ _FEATURES = {f.name: f for f in REGISTRY.of("user")}
 _STATS = REGISTRY.features_of("user_stats")
 _SEGMENT_AT = [f.name for f in _STATS].index("segment")
 _RINGS = {group: [f.name for f in REGISTRY.features_of(group)] for group in ("user_panes", "user_day")}
+_RING_WIDTHS = tuple((group, len(names)) for group, names in _RINGS.items())
+_SESSION_NAMES = tuple(session_numbers(Session(*([0] * 9), ([], np.zeros(0, np.int64), np.zeros(0, np.float32)), [],
+                                               np.zeros(0, np.int64))))
+_NAMES = (*(f.name for f in _STATS), *(name for names in _RINGS.values() for name in names), *_SESSION_NAMES)
+_NAMES_DIFFER = len(set(_NAMES)) == len(_NAMES)
+_TTLS = np.array([f.ttl for f in _STATS], np.float64)
+_NO_STATS, _NO_SESSION = np.full(len(_STATS), np.nan), np.full(len(_SESSION_NAMES), np.nan)
 _STREAMED = ("user_panes", "user_day", "user_session", "user_preference", "user_recent")
 
 
@@ -64,6 +74,19 @@ class SignalReader:
         cells, status = await together(store, store.read_row(row, _WANTED, timeout), self._status.fetch(store, timeout))
         return signals_of(cells, status, now)
 
+    async def read_with_list(self, store: AsyncSqliteStore, user_id: str, list_row: str, version: str, now: int,
+                             timeout: float) -> tuple[Signals | None, Cell | None] | None:
+        """``read``, and a list of a version, in one round; signals None where a cell is broken, None for both where the user
+        has too many cells for that. Raises StoreError."""
+        status = await self._status.fetch(store, timeout)
+        found = store.read_user(row_key(USER, user_id), _WANTED, list_row, version, timeout)
+        if found is None:
+            return None
+        try:
+            return signals_of(found[0], status, now), found[1]
+        except CellError:
+            return None, found[1]
+
 
 def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus | None, now: int) -> Signals:
     """Signals from the cells of a user; raises CellError."""
@@ -74,7 +97,7 @@ def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus 
     since = now - SUPPRESS_DAYS * DAY_MICROS
     suppressed = frozenset(group[len(SUPPRESSED):] for group, cell in stream.items()
                            if group.startswith(SUPPRESSED) and cell.timestamp >= since)
-    hidden = suppressed.union(held.listed("consumed_items", "user_consumed", counts_always=True)[0])
+    hidden = Hidden(held.listed("consumed_items", "user_consumed", counts_always=True)[0], suppressed)
     in_batch, in_stream = BATCH_ROW["user"] in batch, any(group in stream for group in _STREAMED)
     session = decode_session(stream["user_session"].value) if alive and "user_session" in stream else None
     session = session if session is not None and session.is_open(now) else None
@@ -83,7 +106,7 @@ def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus 
         known=bool(batch) or in_stream,
         hidden=hidden, suppressed=suppressed,
         session=list(zip(session.items[0], session.items[2].tolist(), strict=True)) if session is not None else (),
-        history=_history(stream.get("user_recent") if alive else None, held, now),
+        history=Touched(functools.partial(_history, stream.get("user_recent") if alive else None, held, now)),
         preference=_preference(stream.get("user_preference") if alive else None, held, now),
         low_confidence=in_stream and not in_batch,
         segment=SEGMENTS[int(held.segment)] if batch else "new" if in_stream else None,
@@ -114,7 +137,7 @@ class _Batch:
             return put.value
         if cell is None or not (counts_always or self._is_fresh(name, cell)):
             return _NOTHING
-        return decode_list(cell.value)
+        return read_list(cell.value)
 
     @property
     def segment(self) -> float:
@@ -211,6 +234,33 @@ class _Values(Mapping[str, float]):
                 found.update((name, (value, "stream")) for name, value in session_numbers(self._session).items()
                              if value == value)
 
+    def columns(self) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
+        """Names and values, in the order of iteration, without a step per feature where nothing was PUT."""
+        stats, parts = self._batch.get("user_stats"), list[npt.NDArray[np.float64]]()
+        if self._puts or not _NAMES_DIFFER:
+            return _listed(self)
+        try:
+            if stats is not None:
+                vector = decode_vector(stats.value)
+                if len(vector) != len(_STATS):
+                    return _listed(self)
+                parts.append(np.where((self._now - stats.timestamp) / 1e6 <= _TTLS, vector, np.nan))
+            else:
+                parts.append(_NO_STATS)
+            for group, width in _RING_WIDTHS:
+                cell = self._stream.get(group) if self._alive else None
+                sums = ring_values(group, cell.value, self._now) if cell is not None else [math.nan] * width
+                if len(sums) != width:
+                    return _listed(self)
+                parts.append(np.array(sums, np.float64))
+        except CellError:
+            return _listed(self)
+        session = self._session if self._alive else None
+        parts.append(np.array(list(session_numbers(session).values())) if session is not None else _NO_SESSION)
+        values = np.concatenate(parts)
+        there = values == values
+        return _names_where(there.tobytes()), values[there].astype(np.float32)
+
     def __getitem__(self, name: str) -> float:
         return self.found[name][0]
 
@@ -219,6 +269,20 @@ class _Values(Mapping[str, float]):
 
     def __len__(self) -> int:
         return len(self.found)
+
+
+def columns_of(values: Mapping[str, float]) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
+    """Names and (k,) values of Signals.values."""
+    return values.columns() if isinstance(values, _Values) else _listed(values)
+
+
+def _listed(values: Mapping[str, float]) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
+    return tuple(values), np.array([values[name] for name in values], np.float32)
+
+
+@functools.lru_cache(1024)
+def _names_where(there: bytes) -> tuple[str, ...]:
+    return tuple(name for name, at in zip(_NAMES, there, strict=True) if at)
 
 
 class _Sources(Mapping[str, str]):

@@ -1,8 +1,8 @@
 """The truth for training: what each answer showed and the exact feature values it used, into the log ``LOG-served``.
 
-A record is Avro's single-object encoding of ServedFeatures (schemas/avro), written by hand: 20 items with their features take
-some 30 us, after the answer has left. A queue of bounded length holds what is not written yet; what finds it full is counted
-as dropped. Nothing here ever waits for the log, or fails a request.
+A record is Avro's single-object encoding of ServedFeatures (schemas/avro), written by hand, after the answer has left. A queue
+of bounded length holds what is not written yet; what finds it full is counted as dropped. Nothing here ever waits for the log,
+or fails a request.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import numpy.typing as npt
 from serving.eventlog import EventLog, LogError, Producer, open_log, partition_of
 from serving.eventlog.local import LocalLog
 from serving.logs import LOGGER
-from serving.ranking.model import Ask
+from serving.ranking.model import Ask, Ranked
 from serving.recommender import Answer
+from serving.signals import columns_of
+from serving.truth_kernel import MAX_VARINT, encode_items
 from transforms.records.single_object import head
 
 MAX_WAITING = 20_000
@@ -55,40 +57,58 @@ _named = functools.lru_cache(4096)(_string)
 
 
 @functools.lru_cache(1024)
-def _template(names: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """A map of k names, each to an array of one float, still 0; and the (4 k,) places of the floats' bytes."""
+def _template(names: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """A map of k names, each to an array of one float, still 0; the (k,) places of the floats and the (4 k,) of their bytes."""
     found, places = bytearray(zigzag(len(names)) if names else b""), list[int]()
     for name in names:
         found += _named(name) + _ONE
-        places += range(len(found), len(found) + 4)
+        places.append(len(found))
         found += b"\0\0\0\0" + _END
-    return np.frombuffer(bytes(found) + _END, np.uint8), np.array(places, np.int64)
+    at = np.array(places, np.int64)
+    return np.frombuffer(bytes(found) + _END, np.uint8), at, (at[:, None] + np.arange(4)).ravel()
 
 
-def _maps(names: tuple[str, ...], values: npt.NDArray[np.float32]) -> list[bytes]:
-    """n maps from name to an array of one float, of (n, k) values."""
-    template, places = _template(names)
-    rows = np.empty((len(values), len(template)), np.uint8)
-    rows[:] = template
-    rows[:, places] = np.ascontiguousarray(values, _F32).view(np.uint8)
-    raw, width = rows.tobytes(), len(template)
-    return [raw[at : at + width] for at in range(0, len(raw), width)]
+def _map(names: tuple[str, ...], values: npt.NDArray[np.float32]) -> bytes:
+    """A map from k names to an array of one float each."""
+    template, _, places = _template(names)
+    row = template.copy()
+    row[places] = np.ascontiguousarray(values, _F32).view(np.uint8)
+    return row.tobytes()
+
+
+def _items(ranked: Ranked, position: int) -> bytes:
+    """The array of items, the first one at ``position``."""
+    names, n = tuple(ranked.features), len(ranked.item_ids)
+    values = ranked.table
+    if values is None:
+        values = np.array([ranked.features[name] for name in names], _F32).reshape(len(names), n)
+    text = "".join(ranked.item_ids)
+    ids, sizes = text.encode(), list(map(len, ranked.item_ids))
+    if len(ids) != len(text):
+        sizes = [len(i.encode()) for i in ranked.item_ids]
+    sources = list(map(_named, ranked.sources))
+    template, places, _ = _template(names)
+    joined = b"".join(sources)
+    out = np.empty(len(ids) + len(joined) + n * (2 * MAX_VARINT + 4 + len(template)), np.uint8)
+    size = encode_items(np.frombuffer(ids, np.uint8), np.array(sizes, np.int64), position, _bytes(ranked.scores),
+                        np.frombuffer(joined, np.uint8), np.array(list(map(len, sources)), np.int64), template, places,
+                        _bytes(values), out)
+    return zigzag(n) + out[:size].tobytes()
+
+
+def _bytes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(values, _F32).ravel().view(np.uint8)
 
 
 def encode_served(ask: Ask, answer: Answer, served_at: int) -> bytes:
     """The record of an answer; ``served_at`` in microseconds."""
-    ranked, candidates, n = answer.ranked, answer.candidates, len(answer.ranked.item_ids)
+    ranked, candidates = answer.ranked, answer.candidates
     index = b"\0" if answer.bundle is None else b"\2" + _named(answer.bundle.manifest.index_version)
-    values, names = answer.signals.values, tuple(ranked.features)
-    of_user = _maps(tuple(values), np.array([[values[name] for name in values]], _F32))
+    names, values = columns_of(answer.signals.values)
     parts = [head("served_features"), _string(ask.request_id), _string(ask.user_id), _named(ask.context),
-             zigzag(served_at), _named(candidates.tier), _named(candidates.recs.model_version), index, of_user[0]]
-    if n:
-        parts.append(zigzag(n))
-        scores, position = np.ascontiguousarray(ranked.scores, _F32).tobytes(), len(ask.shown)
-        of_items = _maps(names, np.array([ranked.features[name] for name in names], _F32).reshape(-1, n).T)
-        for at, (item_id, source, features) in enumerate(zip(ranked.item_ids, ranked.sources, of_items, strict=True)):
-            parts += (_string(item_id), zigzag(position + at + 1), scores[4 * at : 4 * at + 4], _named(source), features)
+             zigzag(served_at), _named(candidates.tier), _named(candidates.recs.model_version), index, _map(names, values)]
+    if len(ranked.item_ids):
+        parts.append(_items(ranked, len(ask.shown) + 1))
     parts += (_END, _ONE)
     return b"".join(parts)
 

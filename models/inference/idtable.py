@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from models.inference.hashing import hash_packed
+from schemas.packed import PackedIds
+
 I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]
 
@@ -27,6 +30,10 @@ def build_table(hashes: U64) -> I32:
 
 def hashes_of(ids: Sequence[str]) -> U64:
     """schemas.keys.hash64 of k ids."""
+    if isinstance(ids, PackedIds):
+        out = np.empty(len(ids), np.uint64)
+        if hash_packed(np.frombuffer(ids.raw, np.uint8), ids.ends, out):
+            return out
     digest = xxhash.xxh3_64_intdigest
     return np.fromiter([digest(i.encode()) for i in ids], np.uint64, len(ids))
 

@@ -10,6 +10,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -129,13 +130,19 @@ def _unknown(detail: str) -> ProblemError:
 
 def _refuse_foreign_pages(headers: Headers) -> None:
     """A server without keys listens on this machine only: but a page of the web that its user looks at could reach it."""
-    host = urlsplit(f"//{headers.get('host', '')}")
-    origin = headers.get("origin")
+    refused = _foreign(headers.get("host", "")[:300], headers.get("origin"))
+    if refused:
+        raise ProblemError(403, refused)
+
+
+@lru_cache(256)
+def _foreign(named: str, origin: str | None) -> str:
+    """Why a request to a host, by a page of an origin, is refused; "" where it is not."""
     try:
-        mine = host.hostname in LOOPBACK
+        host = urlsplit(f"//{named}")
+        mine, same = host.hostname in LOOPBACK, origin is None or urlsplit(origin).netloc == host.netloc
     except ValueError:
-        mine = False
+        mine = same = False
     if not mine:
-        raise ProblemError(403, "a server without keys answers to localhost only")
-    if origin is not None and urlsplit(origin).netloc != host.netloc:
-        raise ProblemError(403, "a server without keys takes no requests of other pages")
+        return "a server without keys answers to localhost only"
+    return "" if same else "a server without keys takes no requests of other pages"

@@ -92,7 +92,10 @@ class Pieces:
     def page(self, ranked: Ranked, rank: int, extra: Mapping[str, bytes]) -> bytes:
         """The items of a page, ``rank`` of the first one first."""
         items, explanations, parts = self._items, self._explanations, []
-        scores = np.nan_to_num(ranked.scores).tolist()
+        scores = ranked.scores.tolist()
+        total = sum(scores)
+        if total - total != 0:  # one is no number, or endless: JSON has none of these
+            scores = np.nan_to_num(ranked.scores).tolist()
         for item_id, score, source, kind, because in zip(ranked.item_ids, scores, ranked.sources, ranked.reasons,
                                                          ranked.because, strict=True):
             head, tail = items.get(item_id) or self.item(item_id, extra)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.cells import RankedList
+from models.inference.idtable import hashes_of
+from schemas.cells import CellError, RankedList
 
 Tier = Literal["list", "expired_list", "previous_list", "on_demand", "segment_popular", "popular", "popular_in_memory"]
 """What answered, best first: the user's list of the active version; that list past its expires_at; the user's list of the
@@ -58,6 +60,74 @@ class Candidates:
     personal: bool
 
 
+class Hidden(Set[str]):
+    """Ids to leave out; ranking looks at their hashes, so that most are never made into strings.
+
+    Args:
+      ids: consumed ones, as they lie in a cell; more: others.
+    """
+
+    def __init__(self, ids: Sequence[str], more: frozenset[str] = frozenset()) -> None:
+        self._packed, self._more = ids, more
+
+    @classmethod
+    def _from_iterable(cls, ids: Iterable[str]) -> frozenset[str]:  # type: ignore[override]
+        return frozenset(ids)
+
+    @cached_property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """Of all; some perhaps twice."""
+        found = hashes_of(self._packed)
+        return np.concatenate([found, hashes_of(tuple(self._more))]) if self._more else found
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return self._more.union(self._packed)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+class Touched(Sequence[tuple[str, float]]):
+    """Items with weights, read when somebody looks: only lists made at a request do. Empty where a cell is broken."""
+
+    def __init__(self, read: Callable[[], Sequence[tuple[str, float]]]) -> None:
+        self._read = read
+
+    @cached_property
+    def _items(self) -> Sequence[tuple[str, float]]:
+        try:
+            return self._read()
+        except CellError:
+            return []
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[str, float]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[tuple[str, float]]: ...
+
+    def __getitem__(self, at: int | slice) -> tuple[str, float] | Sequence[tuple[str, float]]:
+        return self._items[at]
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class Signals:
     """What the store knows of a user now. All empty where features cannot be read: then nothing is re-ranked.
@@ -78,7 +148,7 @@ class Signals:
     """
 
     known: bool = False
-    hidden: frozenset[str] = frozenset()
+    hidden: Set[str] = frozenset()
     session: Sequence[tuple[str, float]] = ()
     history: Sequence[tuple[str, float]] = ()
     preference: Mapping[str, float] = field(default_factory=dict)
@@ -102,6 +172,7 @@ class Ranked:
       features: numbers of each item that the ranking used, by name, (n,) float32 each: logged with the answer.
       more: candidates are left for another page.
       explored: rank (0-based) of the exploration slot, -1 for none.
+      table: ``features`` as one (k, n) array, in their order; None where they were not made together.
     """
 
     item_ids: Sequence[str]
@@ -112,3 +183,4 @@ class Ranked:
     features: Mapping[str, npt.NDArray[np.float32]]
     more: bool
     explored: int = -1
+    table: npt.NDArray[np.float32] | None = None

@@ -131,6 +131,15 @@ class AsyncSqliteStore:
         except StoreError as error:
             raise self._failed(error) from error.__cause__
 
+    def read_user(self, row: str, wanted: Mapping[Family, Sequence[str]], list_row: str, version: str,
+                  timeout: float | None = None) -> tuple[dict[Family, dict[str, Cell]], Cell | None] | None:
+        """read_row and read_lists of one row each, in one statement; None where that would read too much. Raises as they do."""
+        store = self._limited(timeout)
+        try:
+            return store.read_user(row, wanted, list_row, version)
+        except StoreError as error:
+            raise self._failed(error) from error.__cause__
+
     async def read_lists(self, rows: Sequence[str], version: str, timeout: float | None = None) -> list[Cell | None]:
         """See AsyncStore."""
         store = self._limited(timeout)

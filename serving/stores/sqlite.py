@@ -26,6 +26,8 @@ CHUNK_ROWS = 20_000
 """Rows per transaction: long enough to amortise the commit, short enough for other writers to get their turn."""
 PAGE_ROWS = 2_000
 READ_KEYS = 512
+WHOLE_CELLS = 256
+"""A row of fewer cells in a family is read whole; of a longer one only what is wanted."""
 LOOK_STEPS = 2_000
 """Steps of SQLite's machine, some tens of microseconds, between two looks at the clock."""
 BUSY_SECONDS = {True: 60.0, False: 1.0}
@@ -186,7 +188,8 @@ class SqliteStore:
 
     def limit(self, until: float = math.inf) -> None:
         """Calls of this thread that are not done at a time (of time.monotonic()) raise DeadlineError."""
-        self._connection().until[0] = until
+        found: _Connection | None = getattr(self._local, "connection", None)
+        (found if found is not None and self._pid == os.getpid() else self._connection()).until[0] = until
 
     def read_features(self, rows: Sequence[str], family: Family, groups: Sequence[str]) -> list[dict[str, Cell]]:
         """See Store."""
@@ -205,7 +208,10 @@ class SqliteStore:
         return [found[row] for row in rows]
 
     def read_row(self, row: str, wanted: Mapping[Family, Sequence[str]]) -> dict[Family, dict[str, Cell]]:
-        """Cells of one row in several families, as read_features has them: one short statement a family."""
+        """Cells of one row in several families, as read_features has them."""
+        whole = self.read_user(row, wanted)
+        if whole is not None:
+            return whole[0]
         found: dict[Family, dict[str, Cell]] = {}
         for family, groups in wanted.items():
             sql, names, prefixes = _row_statement(family, tuple(groups))
@@ -214,6 +220,27 @@ class SqliteStore:
                 keys += row, prefix, prefix + _LAST
             found[family] = {group: Cell(value, timestamp) for group, value, timestamp in self._read(sql, keys)}
         return found
+
+    def read_user(self, row: str, wanted: Mapping[Family, Sequence[str]], list_row: str = "",
+                  version: str = "") -> tuple[dict[Family, dict[str, Cell]], Cell | None] | None:
+        """read_row, and a list of a version, by one statement: all that the row has is read, one seek a family, and what is not
+        wanted is left out. None for a row of WHOLE_CELLS or more in a family."""
+        families = tuple(wanted)
+        sql = _whole_statement(families, bool(version))
+        rows = self._read(sql, (row, version, list_row) if version else (row,))
+        found: dict[Family, dict[str, Cell]] = {family: {} for family in families}
+        taken = [(found[family], *_filter(tuple(groups))) for family, groups in wanted.items()]
+        listed, many = None, len(rows) >= WHOLE_CELLS
+        for number, group, value, timestamp in rows:
+            if number < 0:
+                listed = Cell(value, timestamp)
+                continue
+            cells, names, prefixes = taken[number]
+            if group in names or (prefixes and group.startswith(prefixes)):
+                cells[group] = Cell(value, timestamp)
+        if many and any(sum(r[0] == n for r in rows) >= WHOLE_CELLS for n in range(len(families))):
+            return None
+        return found, listed
 
     def _read_prefixes(self, found: dict[str, dict[str, Cell]], table: str, prefixes: list[str]) -> None:
         """Adds to ``found`` the newest cells whose group begins with a prefix: one range of the key per row."""
@@ -389,6 +416,21 @@ class SqliteStore:
 
 _LAST = "\U0010ffff"
 """No other character sorts after it, neither here nor in UTF-8."""
+
+
+@functools.lru_cache(maxsize=64)
+def _whole_statement(families: tuple[str, ...], listed: bool) -> str:
+    """Cells of a row (?1) of some families, numbered; with a list of a version (?2, ?3), number -1."""
+    parts = ["SELECT -1, '', value, timestamp FROM recommendations WHERE version = ?2 AND \"row\" = ?3"] if listed else []
+    parts += [f'SELECT * FROM (SELECT {n}, "group", value, timestamp FROM {_table(family)} WHERE "row" = ?1'
+              f" LIMIT {WHOLE_CELLS})" for n, family in enumerate(families)]
+    return " UNION ALL ".join(parts)
+
+
+@functools.lru_cache(maxsize=256)
+def _filter(groups: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Names and prefixes among groups."""
+    return frozenset(g for g in groups if not g.endswith(ANY)), tuple(g[:-1] for g in groups if g.endswith(ANY))
 
 
 @functools.lru_cache(maxsize=256)
