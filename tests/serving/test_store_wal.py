@@ -7,7 +7,7 @@ import pytest
 from serving.stores import wal
 from serving.stores.sqlite import SqliteStore
 
-PAGE = 16_384
+PAGE = 4_096
 
 
 @pytest.fixture

@@ -301,7 +301,7 @@ class Bucket:
         """Whether the deltas are to be folded: so often that restoring is short, so rarely that little is rewritten."""
         marker = self.marker
         return marker.deltas >= _MOST_DELTAS or (marker.deltas >= _SNAPSHOT_DELTAS and
-                                                 4 * marker.delta_bytes >= self.snapshot_bytes)
+                                                 marker.delta_bytes >= self.snapshot_bytes)
 
     def snapshot(self) -> bytes:
         """Everything but the marker; the deltas so far are in it. After a flush only: what is dirty still is in ``extra``."""
