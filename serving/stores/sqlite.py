@@ -35,7 +35,7 @@ LOOK_AGAIN_S = 0.002
 BUSY_SECONDS = {True: 60.0, False: 1.0}
 """How long a call waits for a lock, by ``patient``: jobs wait for other writers, a server rather answers from memory."""
 
-# Pages are of 4 KiB: a stream changes one user a page, and each changed page is written whole. With 16 KiB a 100-item list stays
+# Pages are of 4 KiB: a stream changes one user a page, and a changed page is written whole. With 16 KiB a 100-item list stays
 # out of overflow pages, which saves a reader 7 us and costs the commits of a stream three times their time.
 _OPEN = """
 PRAGMA synchronous=NORMAL;
