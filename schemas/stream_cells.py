@@ -34,6 +34,9 @@ DECAY_ONE = 1 << 24
 DECAY: npt.NDArray[np.int64] = np.rint(DECAY_ONE * 2.0 ** (-np.arange(DECAY_PANES) / HALF_LIFE_PANES)).astype(np.int64)
 """Weight of a pane i panes before the one that holds t, in 2^-24: integers, so that a sum has one value in any order."""
 
+_DECAY: list[int] = DECAY.tolist()
+_FEW_ENTRIES = 48
+"""So many are added up one by one in less time than an array operation begins in."""
 _FIRST = struct.Struct("<q")
 _SESSION = struct.Struct("<9qI")
 _DECAYED = struct.Struct("<qI")
@@ -242,10 +245,16 @@ def decode_decayed(cell: bytes) -> Decayed:
 def decayed_scores(cell: bytes, t: int) -> tuple[list[str], Ints]:
     """Ids with a score above 0 at t, best first by (score, id), and their scores in 1 / DECAY_ONE; raises CellError."""
     found = decode_decayed(cell)
-    age = found.age.astype(np.int64) + (t // PANE - found.last)
-    inside = (age >= 0) & (age < DECAY_PANES)
+    later = t // PANE - found.last
     scores = np.zeros(len(found.ids), np.int64)
-    np.add.at(scores, found.index[inside], DECAY[age[inside]] * found.weight[inside])
+    if len(found.age) <= _FEW_ENTRIES:
+        for at, age, weight in zip(found.index.tolist(), found.age.tolist(), found.weight.tolist(), strict=True):
+            if 0 <= age + later < DECAY_PANES:
+                scores[at] += _DECAY[age + later] * weight
+    else:
+        ages = found.age.astype(np.int64) + later
+        inside = (ages >= 0) & (ages < DECAY_PANES)
+        np.add.at(scores, found.index[inside], DECAY[ages[inside]] * found.weight[inside])
     ranked = sorted((i for i in range(len(scores)) if scores[i] > 0), key=lambda i: (-scores[i], found.ids[i].encode()))
     return [found.ids[i] for i in ranked], scores[ranked]
 

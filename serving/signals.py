@@ -10,13 +10,13 @@ import contextlib
 import functools
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.cells import CellError, decode_list, decode_vector
+from schemas.cells import CellError, decode_vector
 from schemas.features import REGISTRY, SEGMENTS
 from schemas.keys import STREAM_JOB, SUPPRESSED, USER, row_key
 from schemas.packed import read_list
@@ -41,9 +41,10 @@ _FEATURES = {f.name: f for f in REGISTRY.of("user")}
 _STATS = REGISTRY.features_of("user_stats")
 _SEGMENT_AT = [f.name for f in _STATS].index("segment")
 _RINGS = {group: [f.name for f in REGISTRY.features_of(group)] for group in ("user_panes", "user_day")}
+_Read = tuple[Sequence[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]
 _RING_WIDTHS = tuple((group, len(names)) for group, names in _RINGS.items())
-_SESSION_NAMES = tuple(session_numbers(Session(*([0] * 9), ([], np.zeros(0, np.int64), np.zeros(0, np.float32)), [],
-                                               np.zeros(0, np.int64))))
+_NO_ITEMS: Listed = [], np.zeros(0, np.int64), np.zeros(0, np.float32)
+_SESSION_NAMES = tuple(session_numbers(Session(0, 0, 0, 0, 0, 0, 0, 0, 0, _NO_ITEMS, [], np.zeros(0, np.int64))))
 _NAMES = (*(f.name for f in _STATS), *(name for names in _RINGS.values() for name in names), *_SESSION_NAMES)
 _NAMES_DIFFER = len(set(_NAMES)) == len(_NAMES)
 _TTLS = np.array([f.ttl for f in _STATS], np.float64)
@@ -129,14 +130,14 @@ class _Batch:
     def _is_fresh(self, name: str, cell: Cell) -> bool:
         return self._now - cell.timestamp <= _FEATURES[name].ttl * 1_000_000
 
-    def listed(self, name: str, group: str, counts_always: bool = False) -> Listed:
+    def listed(self, name: str, group: str, counts_always: bool = False) -> _Read:
         """A list feature; with ``counts_always`` whatever its age."""
         cell = self._cells.get(group)
         put = self._put(name, cell) if self._puts else None
         if put is not None and isinstance(put.value, tuple):
             return put.value
         if cell is None or not (counts_always or self._is_fresh(name, cell)):
-            return _NOTHING
+            return _NO_ITEMS
         return read_list(cell.value)
 
     @property
@@ -159,7 +160,8 @@ def _history(recent: Cell | None, held: _Batch, now: int) -> list[tuple[str, flo
     ids, times, scores = held.listed("last_items", "user_last_items")
     if recent is None:
         return list(zip(ids, scores.tolist(), strict=True))
-    lately, when, weights = decode_list(recent.value)
+    lately: Sequence[str]
+    lately, when, weights = read_list(recent.value)
     if len(when) and not now - RECENT_WINDOW < int(when.min()) <= int(when.max()) <= now:
         inside = np.flatnonzero((when > now - RECENT_WINDOW) & (when <= now))
         lately, when, weights = [lately[i] for i in inside], when[inside], weights[inside]
@@ -299,6 +301,3 @@ class _Sources(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._values.found)
-
-
-_NOTHING: Listed = [], np.zeros(0, np.int64), np.zeros(0, np.float32)

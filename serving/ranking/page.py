@@ -12,6 +12,10 @@ from serving.ranking import kernels
 from serving.ranking.explore import draw_places, eligible, thompson
 from serving.ranking.kernels import F32, I32, I64, U32, U64, Bools
 
+Pool = tuple[I32, Bools, F32, I32, F32, F32, I32, F32, I32]
+Chosen = tuple[I32, I32, I32, Bools, F32, tuple[int, int]]
+"""What ``pool`` and ``choose`` return."""
+
 ROWS = 6
 """Rows of the table: list score, preference, session, boost, impressions, score."""
 
@@ -63,7 +67,7 @@ def list_share(scores: F32, out: F32) -> None:
 @numba.njit(cache=True, nogil=True)
 def pool(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_weights: F32, wanted: int, half_life: float,
          own_hashes: U64, table: I32, vectors: F32, norms: F32, category_offsets: I64, category_codes: I32, impressions: F32,
-         neighbour_offsets: I64, neighbours: I32, strengths: F32, boost: F32, blocked: Bools):  # type: ignore[no-untyped-def]
+         neighbour_offsets: I64, neighbours: I32, strengths: F32, boost: F32, blocked: Bools) -> Pool:
     """Candidates of a list, by hash, and up to ``wanted`` items near the session that join them.
 
     Args:
@@ -129,10 +133,10 @@ def _session_slots(items: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def choose(found, list_scores: F32, share: F32, total: float, preference: float, session: float, has_session: bool,  # type: ignore[no-untyped-def]
+def choose(found: Pool, list_scores: F32, share: F32, total: float, preference: float, session: float, has_session: bool,
            size: int, diversity: float, calibration: float, smoothing: float, cap: int, slots: I64, below: float, seed: int,
            draws: int, rate: float, explorable: I32, clicks: F32, dropped: U64, shown: U32, own_hashes: U64, vectors: F32,
-           norms: F32, blocked: Bools, impressions: F32):
+           norms: F32, blocked: Bools, impressions: F32) -> Chosen:
     """Fills a page from a pool.
 
     Args:
@@ -206,7 +210,7 @@ def choose(found, list_scores: F32, share: F32, total: float, preference: float,
 @numba.njit(cache=True, nogil=True)
 def explore(seed: int, chosen: I32, n: int, units: F32, keep: Bools, positions: I32, explorable: I32, draws: int, vectors: F32,
             norms: F32, blocked: Bools, impressions: F32, below: float, own_hashes: U64, shown: U32, dropped: U64,
-            explored: Bools, beside: I32, rate: float, clicks: F32):  # type: ignore[no-untyped-def]
+            explored: Bools, beside: I32, rate: float, clicks: F32) -> tuple[int, int, np.float32]:
     """(place, position, fit) of the item that few have seen; position -1 where there is none."""
     drawn = explorable[draw_places(seed, draws, len(explorable))]
     taken, centre = np.zeros(n, np.bool_), np.zeros(units.shape[1], np.float32)
@@ -239,11 +243,11 @@ def explore(seed: int, chosen: I32, n: int, units: F32, keep: Bools, positions: 
 
 
 @numba.njit(cache=True, nogil=True)
-def page(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_weights: F32, wanted: int, half_life: float,  # type: ignore[no-untyped-def]
+def page(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_weights: F32, wanted: int, half_life: float,
          own_hashes: U64, table: I32, vectors: F32, norms: F32, category_offsets: I64, category_codes: I32, impressions: F32,
          neighbour_offsets: I64, neighbours: I32, strengths: F32, boost: F32, blocked: Bools, list_scores: F32, share: F32,
          total: float, preference: float, session: float, size: int, diversity: float, calibration: float, smoothing: float,
-         cap: int, slots: I64, below: float, seed: int, draws: int, rate: float, explorable: I32, clicks: F32):
+         cap: int, slots: I64, below: float, seed: int, draws: int, rate: float, explorable: I32, clicks: F32) -> Chosen:
     """``pool`` and ``choose`` in one call."""
     found = pool(hashes, dropped, shown, session_hashes, session_weights, wanted, half_life, own_hashes, table, vectors, norms,
                  category_offsets, category_codes, impressions, neighbour_offsets, neighbours, strengths, boost, blocked)
