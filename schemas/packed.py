@@ -83,8 +83,9 @@ class PackedIds(_Lazy):
         """Some of them."""
         if self._made is not None:
             return [self._made[at] for at in places]
-        ends, raw = self.ends, self.raw
-        return [str(raw[int(ends[at - 1]) if at else 0 : int(ends[at])], "ascii") for at in places]
+        at, raw = np.asarray(places, np.int64), self.raw
+        starts = np.where(at > 0, self.ends[at - 1], 0).tolist() if len(self.ends) else []
+        return [str(raw[a:b], "ascii") for a, b in zip(starts, self.ends[at].tolist(), strict=True)]
 
 
 class Coded(_Lazy):

@@ -164,7 +164,7 @@ def _history(recent: Cell | None, held: _Batch, now: int) -> list[tuple[str, flo
     lately, when, weights = read_list(recent.value)
     if len(when) and not now - RECENT_WINDOW < int(when.min()) <= int(when.max()) <= now:
         inside = np.flatnonzero((when > now - RECENT_WINDOW) & (when <= now))
-        lately, when, weights = [lately[i] for i in inside], when[inside], weights[inside]
+        lately, when, weights = [lately[i] for i in inside.tolist()], when[inside], weights[inside]
     entries = list(zip(when.tolist(), lately, weights.tolist(), strict=True))
     entries += zip(times.tolist(), ids, scores.tolist(), strict=True)
     entries.sort(key=_time_of, reverse=True)  # two runs, each in order
@@ -181,8 +181,8 @@ def _preference(cell: Cell | None, held: _Batch, now: int) -> dict[str, float]:
         names, scores = decayed_scores(cell.value, now)
         if names:
             return dict(zip(names, (scores / max(1, int(scores.sum()))).astype(np.float32).tolist(), strict=True))
-    names, _, shares = held.listed("category_affinity_30d", "user_affinity")
-    return dict(zip(names, shares.tolist(), strict=True))
+    kept, _, shares = held.listed("category_affinity_30d", "user_affinity")
+    return dict(zip(kept, shares.tolist(), strict=True))
 
 
 def _attributes(cell: Cell | None) -> dict[str, str]:
