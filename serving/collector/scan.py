@@ -425,8 +425,7 @@ def scan(data: Bytes, ends: I64, room: int, now: int, needs_stamps: bool, leaves
             if byte_at(base, key) == 34 and _which(base, key + 1, _EVENTS, -1) == 0:
                 at = _skip(base, key + 8)
                 many = closing = True
-                if byte_at(base, at) == 58:
-                    at = _skip(base, at + 1)
+                at = _skip(base, at + 1) if byte_at(base, at) == 58 else place
                 at = _skip(base, at + 1) if byte_at(base, at) == 91 else place
         good = True
         while good:

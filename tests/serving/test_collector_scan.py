@@ -211,3 +211,11 @@ def test_columns_are_those_of_the_schema():
     events = taken([json.dumps(CLICK).encode()]).events
     assert events.schema.equals(arrow_schema("event")) and np.array_equal(events.column("ingested_at").cast(pa.int64()), [NOW])
     assert time.time_ns() // 1000 > NOW
+
+
+def test_a_list_of_events_needs_its_colon():
+    event = b'{"user_id":"u1","item_id":"i1","event_type":"click","event_id":"e1","occurred_at":1763999000000}'
+    check(b'{"events":[' + event + b"]}", must_take=True)
+    check(b'{"events" : [' + event + b"]}", must_take=True)
+    for broken in (b'{"events"[', b'{"events" [', b' {"events"[', b'{"events"::['):
+        check(broken + event + b"]}")
