@@ -23,8 +23,10 @@ RATE, USERS = 500, 300
 
 
 @pytest.fixture
-def live(tmp_path):
+def live(tmp_path, request):
     """A job that takes events of a sender: (cluster, running job, sender, store's folder)."""
+    if request.config.getoption("-m") != "slow":
+        pytest.skip("takes minutes: pytest -m slow tests/e2e/test_stream_store_away.py")
     need("flink")
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(flink.running(tmp_path / "services" / "flink"))
