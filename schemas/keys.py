@@ -13,6 +13,8 @@ USER, ITEM = "u", "i"
 ENTITY_KINDS = {"user": USER, "item": ITEM}
 SUPPRESSED = "s:"
 """Begins the group name of a suppression cell (family stream, row of the user); the item's id follows."""
+SUPPRESS_DAYS = 7
+"""A suppression older than this hides nothing: the batch features have had the event for days by then."""
 STATUS = "status"
 """Group of the status row of a job."""
 STREAM_JOB = "stream"

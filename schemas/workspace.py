@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,15 @@ class Workspace:
     def scratch(self) -> Path:
         """Files that may be deleted whenever nothing runs."""
         return self.root / "scratch"
+
+    def list_manifest(self, version: str) -> Path:
+        """What the lists of a version were made of; without it a version is not complete."""
+        return self.lists / f"{version}.json"
+
+    def forget_version(self, version: str) -> None:
+        """Deletes bundle and manifest of a version without lists; whoever has the bundle open keeps it."""
+        shutil.rmtree(self.bundles / version, ignore_errors=True)
+        self.list_manifest(version).unlink(missing_ok=True)
 
     @property
     def _clock_file(self) -> Path:

@@ -27,10 +27,11 @@ from schemas.packed import read_recs
 from serving.breaker import Breaker, State
 from serving.bundles import Bundles
 from serving.made_lists import Budget, ListStore, MadeLists
+from serving.pointer import versions_of
 from serving.ranking.model import Ask, Candidates, Signals, Tier
 from serving.ranking.policy import ContextPolicy
 from serving.stores.base import Active, Cell, StoreError
-from serving.versions import Choice, versions_of
+from serving.versions import Choice
 
 ANYONE = ""
 """User id under which the recommend job writes the popular list."""

@@ -14,6 +14,11 @@ class PointerError(ValueError):
     """What was asked makes no sense for this pointer; says why."""
 
 
+def versions_of(active: Active) -> list[str]:
+    """The versions that a pointer names: champion, challenger, previous."""
+    return [v for v in (active.champion, active.challenger, active.previous) if v is not None]
+
+
 def parse_percent(text: str) -> float:
     """The share of users in ``1%``, ``0.5%`` or ``25``: a percentage from GRAIN to 100; raises PointerError."""
     try:

@@ -5,20 +5,19 @@ Everything of an answer is of one version: its list, its bundle (titles, neighbo
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
 
 from models.inference.bundle import Bundle
 from schemas.cells import CellError, RankedList
 from schemas.keys import STREAM_JOB, list_key
 from serving.bundles import Bundles
+from serving.features import together
 from serving.ladder import Breakers, Found, Ladder, Make, NothingPublishedError, more_popular
 from serving.logs import LOGGER
 from serving.ranking.model import Ask, Candidates, Ranked, Signals
@@ -33,8 +32,6 @@ from serving.stores.base import Active, DeadlineError, StoreError
 from serving.versions import Choice, Versions
 
 _log = logging.getLogger(LOGGER)
-_A = TypeVar("_A")
-_B = TypeVar("_B")
 ReadSignals = Callable[[AsyncStore, str, int, float], Awaitable[Signals]]
 NO_SIGNALS = Signals(missing=True)
 
@@ -67,18 +64,6 @@ class Alike:
     degraded: bool
 
 
-async def together(store_waits: bool, first: Coroutine[Any, Any, _A], second: Coroutine[Any, Any, _B]) -> tuple[_A, _B]:
-    """Both results; at the same time where the store waits for a network, else a task each would only cost."""
-    if not store_waits:
-        return await first, await second
-    beside = asyncio.get_running_loop().create_task(second)
-    try:
-        return await first, await beside
-    except BaseException:
-        beside.cancel()
-        raise
-
-
 class Recommender:
     """Answers requests of one worker, in its event loop.
 
@@ -100,7 +85,6 @@ class Recommender:
         """What is newer than the bundles: items, and what is trending; whoever follows them swaps it."""
         self._reader = SignalReader(stream_job) if read_signals is None else None
         self._store, self._now, self._read_signals = store, now, read_signals or self._one_reader
-        self._waits = not isinstance(store, AsyncSqliteStore)
         self.breakers = Breakers.make(_breaker_changed)
         self.bundles = Bundles(folder, _tell, partial(warm_up, self.policies) if warm else None)
         self.versions = Versions(store, self.bundles, tuple(self.policies.contexts), prepare=self._prepare)
@@ -219,7 +203,7 @@ class Recommender:
                 lists.ok()
                 features.ok()
                 return self.ladder.found(read[1]), read[0] or NO_SIGNALS
-        return await together(self._waits, self._own(ask, choice, policy), self.signals(ask.user_id, now, seconds))
+        return await together(self._store, self._own(ask, choice, policy), self.signals(ask.user_id, now, seconds))
 
     async def _own(self, ask: Ask, choice: Choice, policy: ContextPolicy) -> Found:
         return await self.ladder.own(ask.user_id, choice.surface, choice.version, policy.deadline("list"))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from schemas.cells import CellError, decode_vector
 from schemas.features import REGISTRY, SEGMENTS
-from schemas.keys import STREAM_JOB, SUPPRESSED, USER, row_key
+from schemas.keys import STREAM_JOB, SUPPRESS_DAYS, SUPPRESSED, USER, row_key
 from schemas.packed import read_list
 from schemas.put_cells import PUTS, Put, decode_puts
 from schemas.stream_cells import RECENT_WINDOW, Session, decayed_scores, decode_session, ring_values, session_numbers
@@ -30,8 +30,6 @@ from serving.ranking.model import Hidden, Signals, Touched
 from serving.stores.aio import AsyncSqliteStore, AsyncStore
 from serving.stores.base import ANY, Cell, Family
 
-SUPPRESS_DAYS = 7
-"""A suppression older than this hides nothing: the batch features have had the event for days by then."""
 _WANTED: dict[Family, tuple[str, ...]] = {
     "batch": ("user_stats", "user_affinity", "user_last_items", "user_consumed", PUTS),
     "stream": ("user_panes", "user_day", "user_session", "user_preference", "user_recent", SUPPRESSED + ANY),

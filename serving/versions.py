@@ -15,6 +15,7 @@ from typing import Protocol
 
 from schemas.keys import hash64
 from serving.bundles import Bundles
+from serving.pointer import versions_of
 from serving.stores.base import Active, StoreError
 
 HOMEPAGE = "homepage"
@@ -33,11 +34,6 @@ def version_for(active: Active, user_id: str) -> str:
     if active.challenger is not None and hash64(user_id) % GRAIN < round(active.percent * GRAIN / 100):
         return active.challenger
     return active.champion
-
-
-def versions_of(active: Active) -> list[str]:
-    """The versions that a pointer names: champion, challenger, previous."""
-    return [v for v in (active.champion, active.challenger, active.previous) if v is not None]
 
 
 @dataclass(frozen=True)

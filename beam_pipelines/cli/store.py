@@ -34,6 +34,7 @@ from beam_pipelines.cli.main import print_json
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, add_common_flags
 from beam_pipelines.progress import Stage
+from serving.pointer import versions_of
 from serving.stores import Store, StoreError, open_store
 from serving.stores.admin import Contents, Held, collect, inspect
 from serving.stores.base import Cell, FeatureWrite, ListWrite
@@ -95,7 +96,7 @@ def _gc(args: argparse.Namespace, config: Config, store: Store) -> int:
     for version in stale:
         lists[version] = store.drop_version(version) if args.apply else None
         if args.apply:
-            _forget(config, version)
+            config.workspace.forget_version(version)
     if args.json:
         print_json({"applied": args.apply, "stream_cells": dict(sorted(gone.items())), "versions": lists})
         return 0
@@ -113,18 +114,9 @@ def _gc(args: argparse.Namespace, config: Config, store: Store) -> int:
 
 def _stale_versions(store: Store, keep: int) -> list[str]:
     """Versions that no surface names, but the newest ``keep``."""
-    named = {v for active in store.surfaces().values()  # type: ignore[attr-defined]
-             for v in (active.champion, active.challenger, active.previous) if v}
+    named = {v for active in store.surfaces().values() for v in versions_of(active)}  # type: ignore[attr-defined]
     loose = [version for version in store.versions() if version not in named]
     return loose[: max(0, len(loose) - keep)]
-
-
-def _forget(config: Config, version: str) -> None:
-    """A version without lists is not complete: its manifest goes too, and its bundle."""
-    import shutil
-
-    shutil.rmtree(config.workspace.bundles / version, ignore_errors=True)
-    (config.workspace.lists / f"{version}.json").unlink(missing_ok=True)
 
 
 def _replay(args: argparse.Namespace, config: Config, store: Store) -> int:

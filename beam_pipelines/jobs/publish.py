@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from beam_pipelines import crashpoints
 from beam_pipelines.errors import KeptPrevious, UserError
@@ -18,10 +16,9 @@ from beam_pipelines.progress import Stage
 from models.inference.bundle import Bundle, BundleError
 from models.inference.index import IndexFormatError
 from schemas.workspace import write_atomically
-from serving.pointer import PointerError, challenged, published
+from serving.pointer import PointerError, challenged, published, versions_of
 from serving.stores import Store, StoreError, open_store
 from serving.stores.base import Active
-from serving.versions import versions_of
 from transforms.gate import BundleStats, Expected, ListScan, ListStats, Thresholds, bundle_failures, failures
 
 _CHUNK = 4096
@@ -123,7 +120,7 @@ def _bundle_stats(config: Config, recommended: RecommendReport) -> BundleStats:
 
 def _record(config: Config, version: str, stats: ListStats, bundle: BundleStats) -> None:
     """Notes in the version's manifest that the gate let it through, so that it may be flipped to by its name alone."""
-    path = _manifest(config, version)
+    path = config.workspace.list_manifest(version)
     document = json.loads(path.read_bytes())
     gate = {"checked_at": config.workspace.now(), "lists": asdict(stats), "bundle": asdict(bundle)}
     write_atomically(path, json.dumps({**document, "gate": gate}, indent=1, sort_keys=True).encode())
@@ -142,26 +139,16 @@ def _expire(config: Config, store: Store, surface: str, active: Active, keep: in
         except StoreError:  # another surface serves it
             continue
         crashpoints.reached("publish.dropped")
-        _forget(config, version)
+        config.workspace.forget_version(version)
         expired.append(version)
     for folder in config.workspace.bundles.glob("*"):
         if folder.name not in there and folder.name < active.champion and _surface_of(config, folder.name) in (surface, None):
-            _forget(config, folder.name)
+            config.workspace.forget_version(folder.name)
     return tuple(expired)
-
-
-def _forget(config: Config, version: str) -> None:
-    """Deletes bundle and manifest of a version; whoever has the bundle open keeps it."""
-    shutil.rmtree(config.workspace.bundles / version, ignore_errors=True)
-    _manifest(config, version).unlink(missing_ok=True)
-
-
-def _manifest(config: Config, version: str) -> Path:
-    return config.workspace.lists / f"{version}.json"
 
 
 def _surface_of(config: Config, version: str) -> str | None:
     try:
-        return str(json.loads(_manifest(config, version).read_bytes())["report"]["surface"])
+        return str(json.loads(config.workspace.list_manifest(version).read_bytes())["report"]["surface"])
     except (OSError, ValueError, KeyError):
         return None

@@ -193,7 +193,7 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
                              stages, dormant=counters.get(metric_names.USERS_DORMANT, 0))
     document = {"manifest": manifest, "report": dataclasses.asdict(report)}
     crashpoints.reached("lists.written")
-    write_atomically(_manifest_path(config, version), json.dumps(document, indent=1, sort_keys=True).encode())
+    write_atomically(config.workspace.list_manifest(version), json.dumps(document, indent=1, sort_keys=True).encode())
     shutil.rmtree(folder, ignore_errors=True)
     return report
 
@@ -208,19 +208,15 @@ def version_of(manifest: dict[str, Any]) -> str:
 def read_report(config: Config, version: str) -> RecommendReport:
     """The report of a complete version; raises UserError when there is none."""
     try:
-        return RecommendReport(**json.loads(_manifest_path(config, version).read_bytes())["report"])
+        return RecommendReport(**json.loads(config.workspace.list_manifest(version).read_bytes())["report"])
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in config.workspace.lists.glob("*.json"))) or "none yet"
         raise UserError(f"no complete version {version!r}; complete versions: {known}") from None
 
 
-def _manifest_path(config: Config, version: str) -> Path:
-    return config.workspace.lists / f"{version}.json"
-
-
 def _completed(config: Config, version: str) -> RecommendReport | None:
     """The report of a version that is complete, still in the store and has its bundle."""
-    if not _manifest_path(config, version).exists():
+    if not config.workspace.list_manifest(version).exists():
         return None
     store = open_store(config.store)
     try:

@@ -184,7 +184,7 @@ def _refresh(config: Config, version: str, surface: str, users: Path, now: int, 
 
 def _settings(config: Config, version: str) -> dict[str, Any]:
     """What the version's lists were made with, so that a refreshed list is made alike."""
-    path = config.workspace.lists / f"{version}.json"
+    path = config.workspace.list_manifest(version)
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())["manifest"]["settings"]
     except (OSError, ValueError, KeyError) as error:

@@ -21,10 +21,10 @@ from serving.api.openapi import body, responses
 from serving.api.problems import ProblemError, invalid, unavailable
 from serving.api.state import State
 from serving.ladder import ANYONE
-from serving.pointer import GRAIN, PointerError, challenged, promoted, published, rolled_back, shared
+from serving.pointer import GRAIN, PointerError, challenged, promoted, published, rolled_back, shared, versions_of
 from serving.responses import ParameterError, rfc3339
 from serving.stores.base import Active, StoreError
-from serving.versions import HOMEPAGE, versions_of
+from serving.versions import HOMEPAGE
 
 Surface = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]*$", min_length=1, max_length=32)]
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]*$", min_length=1, max_length=64)]

@@ -24,9 +24,13 @@ CATEGORIES = 8
 SESSION_NEIGHBOURS = 50
 
 
+@numba.njit(cache=True, nogil=True)
 def session_slots(items: int) -> int:
     """Places for the items near so many: a power of two, at most half of them used."""
-    return 1 << max(6, (2 * SESSION_NEIGHBOURS * items - 1).bit_length())
+    places = 64
+    while places < 2 * SESSION_NEIGHBOURS * items:
+        places *= 2
+    return places
 
 
 @numba.njit(cache=True, nogil=True)

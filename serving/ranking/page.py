@@ -8,6 +8,7 @@ import math
 import numba
 import numpy as np
 
+from models.inference.idtable import find
 from serving.ranking import kernels
 from serving.ranking.explore import draw_places, eligible, thompson
 from serving.ranking.kernels import F32, I32, I64, U32, U64, Bools
@@ -79,27 +80,12 @@ def pool(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_wei
       kernels.near_session.
     """
     n = len(hashes)
-    at_list = np.full(n, -1, np.int32)
-    mask = np.uint64(len(table) - 1)
-    for i in range(n):
-        place = (hashes[i] >> np.uint64(16)) & mask
-        while table[place] >= 0:
-            if own_hashes[table[place]] == hashes[i]:
-                at_list[i] = table[place]
-                break
-            place = (place + np.uint64(1)) & mask
-    places = _session_slots(len(session_hashes))
+    at_list = find(own_hashes, table, hashes)
+    places = kernels.session_slots(len(session_hashes))
     items, sums, because = np.full(places, -1, np.int32), np.zeros(places, np.float32), np.zeros(places, np.int32)
     joined = np.zeros(0, np.int32)
     if len(session_hashes):
-        session = np.full(len(session_hashes), -1, np.int32)
-        for i in range(len(session_hashes)):
-            place = (session_hashes[i] >> np.uint64(16)) & mask
-            while table[place] >= 0:
-                if own_hashes[table[place]] == session_hashes[i]:
-                    session[i] = table[place]
-                    break
-                place = (place + np.uint64(1)) & mask
+        session = find(own_hashes, table, session_hashes)
         used = kernels.near_session(session, session_weights, neighbour_offsets, neighbours, strengths, half_life, items, sums,
                                     because)
         if used and wanted:
@@ -121,15 +107,6 @@ def pool(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_wei
     kernels.gather(positions, vectors, norms, category_offsets, category_codes, impressions, boost, blocked, units, categories,
                    seen, boosts, keep)
     return positions, keep, units, categories, seen, boosts, items, sums, because
-
-
-@numba.njit(cache=True, nogil=True)
-def _session_slots(items: int) -> int:
-    """kernels.session_slots."""
-    size = 64
-    while size < 2 * kernels.SESSION_NEIGHBOURS * items:
-        size *= 2
-    return size
 
 
 @numba.njit(cache=True, nogil=True)

@@ -62,11 +62,9 @@ def rank(ask: Ask, candidates: Candidates, signals: Signals, policy: ContextPoli
 
 def list_share(scores: F32) -> F32:
     """list(i) of the module's formula: (n,) in [0, 1]."""
-    n = len(scores)
-    low, high = (scores.min(), scores.max()) if n else (0, 0)
-    if not high > low:
-        return np.linspace(1, 0, n, endpoint=False, dtype=np.float32)
-    return ((scores - low) / (high - low)).astype(np.float32)
+    share = np.zeros(len(scores), np.float32)
+    compiled.list_share(np.ascontiguousarray(scores, np.float32), share)
+    return share
 
 
 def _as_stored(ask: Ask, candidates: Candidates, signals: Signals) -> Ranked:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schemas.features import REGISTRY
-from schemas.keys import STATUS, SUPPRESSED
+from schemas.keys import STATUS, SUPPRESS_DAYS, SUPPRESSED
 from schemas.workspace import DAY_MICROS
 from serving.stores.base import Store
 from serving.stores.sqlite import FAMILIES, SqliteStore
@@ -23,8 +23,6 @@ EXACT_BELOW = 20_000
 """A table with fewer cells, by the sample, is counted whole."""
 STREAM_DAYS = 2
 """A stream cell whose newest event is older says nothing more: the longest window is the last 24 hours."""
-SUPPRESS_DAYS = 7
-"""A suppression that is older hides nothing (serving.signals)."""
 _STREAMED = tuple(g.name for g in REGISTRY.groups if g.source == "stream")
 
 
@@ -102,7 +100,6 @@ def collect(store: Store, now: int, apply: bool, parts: Iterable[int] = range(25
                 expired.setdefault(row, []).append(group)
                 gone["s:*" if group.startswith(SUPPRESSED) else group] += 1
         if expired and apply:
-            before = {row: {g: cutoff(g, now) for g in groups} for row, groups in expired.items()}
             before = {row: {g: cutoff(g, now) for g in groups} for row, groups in expired.items()}
             store.forget_before(before)  # type: ignore[attr-defined]
     return gone

@@ -116,45 +116,25 @@ class AsyncSqliteStore:
     async def read_features(self, rows: Sequence[str], family: Family, groups: Sequence[str],
                             timeout: float | None = None) -> list[dict[str, Cell]]:
         """See AsyncStore."""
-        store = self._limited(timeout)
-        try:
-            return store.read_features(rows, family, groups)
-        except StoreError as error:
-            raise self._failed(error) from error.__cause__
+        return self._read(lambda store: store.read_features(rows, family, groups), timeout)
 
     async def read_row(self, row: str, wanted: Mapping[Family, Sequence[str]],
                        timeout: float | None = None) -> dict[Family, dict[str, Cell]]:
         """See AsyncStore."""
-        store = self._limited(timeout)
-        try:
-            return store.read_row(row, wanted)
-        except StoreError as error:
-            raise self._failed(error) from error.__cause__
+        return self._read(lambda store: store.read_row(row, wanted), timeout)
 
     def read_user(self, row: str, wanted: Mapping[Family, Sequence[str]], list_row: str, version: str,
                   timeout: float | None = None) -> tuple[dict[Family, dict[str, Cell]], Cell | None] | None:
         """read_row and read_lists of one row each, in one statement; None where that would read too much. Raises as they do."""
-        store = self._limited(timeout)
-        try:
-            return store.read_user(row, wanted, list_row, version)
-        except StoreError as error:
-            raise self._failed(error) from error.__cause__
+        return self._read(lambda store: store.read_user(row, wanted, list_row, version), timeout)
 
     async def read_lists(self, rows: Sequence[str], version: str, timeout: float | None = None) -> list[Cell | None]:
         """See AsyncStore."""
-        store = self._limited(timeout)
-        try:
-            return store.read_lists(rows, version)
-        except StoreError as error:
-            raise self._failed(error) from error.__cause__
+        return self._read(lambda store: store.read_lists(rows, version), timeout)
 
     async def active(self, surface: str, timeout: float | None = None) -> Active | None:
         """See AsyncStore."""
-        store = self._limited(timeout)
-        try:
-            return store.active(surface)
-        except StoreError as error:
-            raise self._failed(error) from error.__cause__
+        return self._read(lambda store: store.active(surface), timeout)
 
     async def write_features(self, writes: Sequence[FeatureWrite], timeout: float | None = None) -> int:
         """See AsyncStore."""
@@ -183,16 +163,16 @@ class AsyncSqliteStore:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._forget_writer)
         self._thread.shutdown()
 
-    def _limited(self, timeout: float | None) -> SqliteStore:
-        """The store to read, given until ``timeout``."""
+    def _read(self, read: Callable[[SqliteStore], _T], timeout: float | None) -> _T:
+        """What is read, given until ``timeout``."""
         now = time.monotonic()
         try:
             if self._reader is None:
                 self._reader = self._open(now)
             self._reader.limit(now + (READ_SECONDS if timeout is None else timeout))
+            return read(self._reader)
         except StoreError as error:
             raise self._failed(error) from error.__cause__
-        return self._reader
 
     def _open(self, now: float) -> SqliteStore:
         if self._closed:

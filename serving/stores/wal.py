@@ -58,13 +58,10 @@ class Checkpointer:
             thread.join()
 
     def _run(self) -> None:
-        patience_set = False
         while self._wanted.wait() and not self._closed:
             self._wanted.clear()
             try:
-                if not patience_set:  # one that begins the log anew keeps writers out while it waits for readers
-                    self._execute("PRAGMA busy_timeout=100")
-                    patience_set = True
+                self._execute("PRAGMA busy_timeout=100")  # who begins the log anew keeps writers out while it waits for readers
                 for _ in range(_PASSES):  # each leaves what was written in its time, which gets less and less
                     if self._pages("PASSIVE") < LONGEST_PAGES:
                         break
