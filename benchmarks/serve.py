@@ -10,6 +10,10 @@ p99_ms. So p99_ms means something where requests_per_s reaches the rate. Users a
 with sessions, preferences and 50 consumed items each. store_read_p99_ms: one list read from the store alone, in this process.
 not_200 and empty count answers (of a sample, for empty). Keys by store: sqlite, bigtable.
 
+A store that is slower than the deadlines of a request is done without (docs/versions.md): own_lists is the share of the paced
+answers that were made from the user's own list, with_signals of those whose session and history were read in time; max_* are
+the same of what wrk asked.
+
   beamrec bench serve --in-process [--profile]
 
 asks the application within this process over SQLite, without sockets or load: microseconds of processor a request, and by step.
@@ -31,6 +35,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -44,7 +49,9 @@ from beam_pipelines.services import bigtable
 from benchmarks.serve_inside import in_process
 from benchmarks.serve_load import Ask
 from benchmarks.serve_world import ServeWorld, user_id
+from schemas import metric_names as names
 from schemas.keys import list_key
+from serving.api.peers import PERIOD_S
 from serving.stores.aio import open_async
 
 WRK = "wrk"
@@ -64,9 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=int, default=100_000, help="default: 100000")
     parser.add_argument("--items", type=int, default=20_000, help="default: 20000")
     parser.add_argument("--rate", type=float, default=2000, help="paced requests a second over SQLite (default: 2000)")
-    parser.add_argument("--bigtable-rate", type=float, default=300, help="over the emulator (default: 300)")
+    parser.add_argument("--bigtable-rate", type=float, default=150, help="over the emulator (default: 150)")
     parser.add_argument("--seconds", type=float, default=8, help="of each phase (default: 8)")
     parser.add_argument("--connections", type=int, default=32, help="of the paced requests, and of wrk (default: 32)")
+    parser.add_argument("--bigtable-connections", type=int, default=2, help="of wrk over the emulator, which shares the cores: "
+                        "more only make reads miss their deadlines (default: 2)")
     parser.add_argument("--workers", type=int, default=2, help="of the server (default: 2)")
     parser.add_argument("--no-truth", action="store_true", help="do not tell a log what was served")
     parser.add_argument("--in-process", action="store_true", help="processor time by step, without sockets")
@@ -86,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
     result: dict[str, Any] = {"users": args.users, "items": args.items, "workers": args.workers, "cores": os.cpu_count()}
     if args.store != "bigtable":
         world = ServeWorld.make(Path(args.dir).absolute() / "sqlite", args.users, args.items)
-        result["sqlite"] = _measure(args, world, args.rate)
+        result["sqlite"] = _measure(args, world, args.rate, args.connections)
     if args.store != "sqlite":
         with emulator() as uri:
             print("writing the emulator's world ...", file=sys.stderr, flush=True)
             world = ServeWorld.make(Path(args.dir).absolute() / "bigtable", args.users, args.items, store=uri)
-            result["bigtable"] = _measure(args, world, args.bigtable_rate)
+            result["bigtable"] = _measure(args, world, args.bigtable_rate, args.bigtable_connections)
     return _print(result, args.json)
 
 
@@ -113,29 +122,39 @@ def emulator() -> Iterator[str]:
         yield "bigtable://bench/serve"
 
 
-def _measure(args: argparse.Namespace, world: ServeWorld, rate: float) -> dict[str, Any]:
+def _measure(args: argparse.Namespace, world: ServeWorld, rate: float, connections: int) -> dict[str, Any]:
     reads = asyncio.run(read_times(world, _READS if world.store.startswith("sqlite:") else _READS // 10))
     with tempfile.TemporaryDirectory(prefix="beamrec-serve-bench-") as folder:
         flags = [] if args.no_truth else ["--log", f"dir:{folder}/log", "--no-events"]
         with serving(world, args.workers, *flags) as server:
             load(server, Ask(server.host, server.port, args.connections, min(3.0, args.seconds), 0, args.users))
             print("wrk ...", file=sys.stderr, flush=True)
-            most = wrk(server, args.users, args.connections, args.seconds)
+            before = server.counts()
+            most = wrk(server, args.users, connections, args.seconds)
+            after_most = server.counts()
             print(f"paced, {rate:g} a second ...", file=sys.stderr, flush=True)
-            before = server.processor_s()
+            spent = server.processor_s()
             report = load(server, Ask(server.host, server.port, 4 * args.connections, args.seconds, rate, args.users))
-            used = server.processor_s() - before
+            used, after = server.processor_s() - spent, server.counts()
             empty = sum(not server.items(user_id(n)) for n in range(0, args.users, max(1, args.users // 200)))
     latencies = np.array(report["latencies_ms"])
     return {"rate": rate, "requests_per_s": round(len(latencies) / report["seconds"]),
             "p50_ms": round(float(np.percentile(latencies, 50)), 2), "p99_ms": round(float(np.percentile(latencies, 99)), 2),
-            "max_requests_per_s": most["requests_per_s"], "max_p50_ms": most["p50_ms"], "max_p99_ms": most["p99_ms"],
+            **_shares(after - after_most), "max_requests_per_s": most["requests_per_s"], "max_p50_ms": most["p50_ms"],
+            "max_p99_ms": most["p99_ms"], **{f"max_{name}": share for name, share in _shares(after_most - before).items()},
             "store_read_p50_ms": round(float(np.percentile(reads, 50)), 3),
             "store_read_p99_ms": round(float(np.percentile(reads, 99)), 3),
             "not_200": report["sent"] - report["statuses"].get("200", 0) + most["not_200"], "empty": empty,
             "server_us_per_request": round(1e6 * used / max(1, report["sent"])),
             "load_us_per_request": round(1e6 * report["processor_s"] / max(1, report["sent"]), 1),
             "load_before": round(os.getloadavg()[0], 1)}
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    """What the answers were made from; see the module."""
+    lists = sum(n for name, n in counts.items() if name.startswith("tier "))
+    return {"own_lists": round(counts["tier list"] / max(1, lists), 4),
+            "with_signals": round(1 - counts["without signals"] / max(1, lists), 4)}
 
 
 async def read_times(world: ServeWorld, reads: int) -> np.ndarray:
@@ -188,6 +207,18 @@ class Server:
                 return [item["item_id"] for item in json.load(answer)["items"]]
         except urllib.error.URLError:
             return []
+
+    def counts(self) -> Counter[str]:
+        """Answers of all workers so far: ``tier NAME`` by tier, and ``without signals``."""
+        time.sleep(1.5 * PERIOD_S)  # workers tell each other that often
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        counts = Counter[str]()
+        for tier, value in re.findall(rf'^{names.SERVE_TIERS}{{[^}}]*tier="(\w+)"[^}}]*}} (\S+)', text, re.M):
+            counts[f"tier {tier}"] += int(float(value))
+        for value in re.findall(rf"^{names.SERVE_WITHOUT_SIGNALS} (\S+)", text, re.M):
+            counts["without signals"] += int(float(value))
+        return counts
 
     def processor_s(self) -> float:
         """Processor seconds of the server and its workers so far."""
