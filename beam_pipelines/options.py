@@ -93,6 +93,20 @@ def parse_as_of(text: str | None, workspace: Workspace) -> int:
     return as_of
 
 
+ACTIVE_DAYS = 30.0
+"""Who did nothing for so long gets no list ahead of their next request."""
+
+
+def active_days(workspace: Workspace, asked: float | None = None) -> float:
+    """Lists are made ahead for users with an event in so many days; 0: for everybody.
+
+    Default: ACTIVE_DAYS; everybody where the clock stands still, for then it is the data that is old, not its users.
+    """
+    if asked is not None:
+        return asked
+    return 0.0 if workspace.is_frozen else ACTIVE_DAYS
+
+
 @dataclass(frozen=True)
 class StreamConfig:
     """What ``beamrec stream`` runs.

@@ -2,11 +2,15 @@
 
   beamrec recommend                        as of the workspace clock's midnight, with the newest model
   beamrec recommend --as-of 1998-04-23 --model VERSION
+  beamrec recommend --active-days 0        lists for everybody, the dormant too
   beamrec recommend --active-within 1h     new lists of the version that is served, for users with events in the last hour
 
 User vectors come from the model's user tower, candidates from the item index, item co-occurrence and popularity. What a
 user has consumed and what is no longer active is left out; every item says why it is there. Unknown users get the popular
-items. The version's name follows from the content of its inputs: the same inputs give the same version, and a version that
+items. Lists are made ahead for users with an event in the last 30 days; a dormant user's list is made when they come back, at
+their request. In a workspace whose clock stands still (imported or simulated data) everybody gets one.
+
+The version's name follows from the content of its inputs: the same inputs give the same version, and a version that
 is complete is not written again.
 
 --active-within makes no version: users that were active get newer lists in the versions they are served (the challenger's
@@ -23,7 +27,7 @@ import re
 
 from beam_pipelines.cli.main import print_json
 from beam_pipelines.errors import UserError
-from beam_pipelines.options import Config, add_common_flags, parse_as_of
+from beam_pipelines.options import ACTIVE_DAYS, Config, add_common_flags, parse_as_of
 from transforms.candidates import Blend
 
 
@@ -41,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--popularity", type=float, default=blend.popularity, metavar="W",
                         help=f"weight of popularity (default: {blend.popularity})")
     parser.add_argument("--active-days", type=float, metavar="DAYS", help="no list ahead for who did nothing in so many days: "
-                        "theirs is made when they come back (default: lists for everybody)")
+                        f"theirs is made when they come back; 0 makes everybody's (default: {ACTIVE_DAYS:g}; 0 where the "
+                        "clock stands still)")
     parser.add_argument("--active-within", metavar="TIME", help="like 1h, 90m or 2d: only refresh the lists of who was active; "
                         "what the lists are made with is that of their version")
     add_common_flags(parser)
@@ -54,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
         return _refresh(config, args)
     if not 1 <= args.length <= 1000:
         raise UserError(f"--length is a number from 1 to 1000, not {args.length}")
-    if args.active_days is not None and args.active_days <= 0:
-        raise UserError(f"--active-days is a positive number of days, not {args.active_days:g}")
+    if args.active_days is not None and not args.active_days >= 0:
+        raise UserError(f"--active-days is a number of days, or 0 for everybody, not {args.active_days:g}")
     if args.ttl_days <= 0 or args.item_cf < 0 or args.popularity < 0:
         raise UserError("--ttl-days must be positive, --item-cf and --popularity not negative")
     as_of = parse_as_of(args.as_of, config.workspace)

@@ -30,7 +30,7 @@ from beam_pipelines.io.store_sink import WriteLists, write_catalogue
 from beam_pipelines.jobs import bundling
 from beam_pipelines.jobs.index import find_model
 from beam_pipelines.jobs.popular_lists import read_profiles
-from beam_pipelines.options import Config
+from beam_pipelines.options import Config, active_days
 from beam_pipelines.progress import Stage
 from beam_pipelines.runner import pipeline
 from models.inference import index as item_index
@@ -64,7 +64,7 @@ class RecommendSettings:
     Attributes:
       ttl_days: lists expire so long after generation.
       active_days: only who had an event of weight > 0 in so many days before as_of gets a list; a dormant user's list is made
-        when they come back, at the request. None: everybody.
+        when they come back, at the request. 0: everybody. None: the default of options.active_days.
     """
 
     surface: str = "homepage"
@@ -138,6 +138,7 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
       UserError: no snapshot as of then, no such model, or no index.
     """
     settings, started, stages = settings or RecommendSettings(), time.monotonic(), {}
+    settings = dataclasses.replace(settings, active_days=active_days(config.workspace, settings.active_days))
     as_of = as_of // DAY_MICROS * DAY_MICROS
     model = find_model(config, model_version)
     with Stage("recommend: catalogue", quiet=config.quiet) as stage:
@@ -174,7 +175,7 @@ def run(config: Config, as_of: int, model_version: str | None = None, settings: 
                                    snapshot, files, profiles)
             with Stage("recommend: lists", quiet=config.quiet) as stage:
                 _write_unknown_user(store, version, catalogue, settings.blend, stamp)
-                counters = _run_pipeline(config, version, files, _ReadUsers(as_of, settings.active_days),
+                counters = _run_pipeline(config, version, files, _ReadUsers(as_of, settings.active_days or 0),
                                          handler or _user_tower(model), settings.blend, stamp,
                                          LocalRetrieval(str(model.index), str(folder), model.version))
             stages["lists"] = stage.seconds
@@ -290,7 +291,7 @@ def _user_tower(model: ModelVersion) -> ModelHandler:
 class _ReadUsers(beam.DoFn):  # type: ignore[misc]
     """(path, row group) -> the RecordBatches of users of one as_of; ``active_days`` as in RecommendSettings."""
 
-    def __init__(self, as_of: int, active_days: float | None) -> None:
+    def __init__(self, as_of: int, active_days: float) -> None:
         self._as_of, self._active_days = as_of, active_days
         self._dormant = Metrics.counter(metric_names.NAMESPACE, metric_names.USERS_DORMANT)
 
@@ -300,7 +301,7 @@ class _ReadUsers(beam.DoFn):  # type: ignore[misc]
             wanted = pc.equal(batch.column("as_of").cast(pa.int64()), self._as_of)
             if not pc.all(wanted).as_py():  # a filter copies
                 batch = batch.filter(wanted)
-            if self._active_days is not None:
+            if self._active_days:
                 # Without any such event recency is null: such users are few and new, so they keep their lists.
                 active = pc.fill_null(pc.less_equal(batch.column("recency_days"), self._active_days), True)
                 before, batch = batch.num_rows, batch.filter(active)

@@ -14,7 +14,7 @@ from beam_pipelines import crashpoints
 from beam_pipelines.errors import KeptPrevious
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.manifest import fingerprint
-from beam_pipelines.options import Config
+from beam_pipelines.options import Config, active_days
 from models.registry import Registry
 from models.two_tower.config import FORMAT, TwoTowerConfig
 from schemas.workspace import DAY_MICROS
@@ -189,7 +189,7 @@ def _recommend_inputs(context: Context, lake: Lake) -> dict[str, str]:
 
 
 def _recommend_settings(context: Context) -> dict[str, Any]:
-    return {"lists definition": definitions.LISTS}
+    return {"lists definition": definitions.LISTS, "active days": active_days(context.config.workspace)}
 
 
 def _run_recommend(context: Context) -> dict[str, Any]:

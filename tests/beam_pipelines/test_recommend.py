@@ -82,11 +82,14 @@ def test_dormant_users_get_no_list_ahead(config: Config) -> None:
     at = rows.schema.get_field_index("recency_days")
     rows = rows.set_column(at, "recency_days", pa.array([days[u] for u in rows["user_id"].to_pylist()], pa.float32()))
     lake.replace_days("user_snapshots", {AS_OF: [lake.write_file("user_snapshots", rows, AS_OF)]})
-    everybody = make(config)
+    everybody = make(config, replace(SETTINGS, active_days=0.0))
     report = make(config, replace(SETTINGS, active_days=30.0))
+    assert make(config).version == everybody.version  # the clock stands still
     assert everybody.dormant == 0 and (report.users, report.dormant) == (2, 1) and report.version != everybody.version
     assert set(lists_of(config, report.version)) == {list_key(u, "homepage") for u in ("ann", "new", "")}
     publish.run(config, report.version)
+    config.workspace.run_clock()
+    assert make(config).version == report.version  # the default
 
 
 def test_the_two_tower_alone_ranks_by_dot_product(config: Config) -> None:
