@@ -66,6 +66,13 @@ class Workspace:
         """What the lists of a version were made of; without it a version is not complete."""
         return self.lists / f"{version}.json"
 
+    def surface_of(self, version: str) -> str | None:
+        """The surface that a version's lists are of; None for one that is not complete."""
+        try:
+            return str(json.loads(self.list_manifest(version).read_bytes())["report"]["surface"])
+        except (OSError, ValueError, KeyError):
+            return None
+
     def forget_version(self, version: str) -> None:
         """Deletes bundle and manifest of a version without lists; whoever has the bundle open keeps it."""
         shutil.rmtree(self.bundles / version, ignore_errors=True)

@@ -10,7 +10,8 @@ Steps, in order, each in a process of its own:
 What a step did stands in WORKSPACE/runs/DATE/STEP.json, the log in run.log beside it. A step is skipped when it was done
 from the same inputs and settings and its output is still there. Killed at any moment, run it again: it goes on with the same
 result. When features miss --deadline, or a check fails, the previous recommendations stay in place and the exit code is 3. At
-the end, what killed writers left in the lake more than a day ago is removed.
+the end, what killed writers left in the lake more than a day ago is removed, and from the store what nobody can read any more
+('beamrec store gc --apply'; its counts are store_gc of --json).
 
   beamrec run                        as of this workspace's clock
   beamrec run --as-of 2026-02-01     as of an earlier midnight

@@ -10,8 +10,9 @@
 hashed. Bigtable sends no values for it, so it tells no sizes.
 
 gc is housekeeping: readers check expiry themselves, so nothing depends on it. Stream cells go whose newest event is 2 days old
-(the longest window is 24 hours), suppressions after 7 days, and versions of lists that no surface names, but the newest --keep.
-'beamrec publish' drops old versions too; what it leaves behind is that of runs that never published.
+(the longest window is 24 hours), suppressions after 7 days, and versions of lists that no pointer names, but the newest --keep
+of each surface. 'beamrec run' does the same at its end. 'beamrec publish' drops old versions too; what it leaves behind is that
+of runs that never published.
 
 Rows that Bigtable refuses for good (too large, a broken key) stop a job, unless the store's URI names a file for them:
 --store 'bigtable://P/I?refused=FILE'. Then they are kept there, a line of JSON with the reason each, and the job goes on.
@@ -24,7 +25,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -32,11 +33,10 @@ from typing import Any
 
 from beam_pipelines.cli.main import print_json
 from beam_pipelines.errors import UserError
+from beam_pipelines.jobs import store_gc
 from beam_pipelines.options import Config, add_common_flags
-from beam_pipelines.progress import Stage
-from serving.pointer import versions_of
 from serving.stores import Store, StoreError, open_store
-from serving.stores.admin import Contents, Held, collect, inspect
+from serving.stores.admin import Contents, Held, inspect
 from serving.stores.base import Cell, FeatureWrite, ListWrite
 from serving.stores.dead import DeadCell, DeadRows, read_dead
 from serving.stores.sqlite import SqliteStore
@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("file", nargs="?", type=Path, help="replay: the file of refused rows")
     parser.add_argument("--apply", action="store_true", help="gc: delete; else it only says what it would")
-    parser.add_argument("--keep", type=int, default=3, help="gc: versions that stay though no surface names them (default: 3)")
+    parser.add_argument("--keep", type=int, default=store_gc.KEPT,
+                        help=f"gc: versions of each surface that stay though no pointer names them (default: {store_gc.KEPT})")
     add_common_flags(parser)
 
 
@@ -63,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
     if args.keep < 0:
         raise UserError("--keep is 0 or more")
     try:
+        if args.action == "gc":
+            return _gc(args, config)
         with closing(open_store(config.store, create=args.action == "create", patient=args.action != "inspect")) as store:
-            return {"create": _create, "inspect": _inspect, "gc": _gc, "replay": _replay}[args.action](args, config, store)
+            return {"create": _create, "inspect": _inspect, "replay": _replay}[args.action](args, config, store)
     except StoreError as error:
         raise UserError(str(error)) from error
 
@@ -88,35 +91,21 @@ def _inspect(args: argparse.Namespace, config: Config, store: Store) -> int:
     return 0
 
 
-def _gc(args: argparse.Namespace, config: Config, store: Store) -> int:
-    with Stage("look through the stream's cells", 256, config.quiet or args.json) as stage:
-        gone = collect(store, config.workspace.now(), args.apply, stage.track(range(256)))
-    stale = _stale_versions(store, args.keep)
-    lists: dict[str, int | None] = {}
-    for version in stale:
-        lists[version] = store.drop_version(version) if args.apply else None
-        if args.apply:
-            config.workspace.forget_version(version)
+def _gc(args: argparse.Namespace, config: Config) -> int:
+    report = store_gc.run(replace(config, quiet=config.quiet or args.json), args.apply, args.keep)
     if args.json:
-        print_json({"applied": args.apply, "stream_cells": dict(sorted(gone.items())), "versions": lists})
+        print_json(asdict(report))
         return 0
     word = "deleted" if args.apply else "would delete"
-    for group, count in sorted(gone.items()):
+    for group, count in report.stream_cells.items():
         print(f"{word} {count:>12,} cells of {group}")
-    for version, dropped in lists.items():
+    for version, dropped in report.versions.items():
         print(f"{word} version {version}" + (f": {dropped:,} lists" if dropped is not None else ""))
-    if not gone and not stale:
+    if not report.stream_cells and not report.versions:
         print("nothing to delete")
     elif not args.apply:
         print("this was a dry run: --apply deletes")
     return 0
-
-
-def _stale_versions(store: Store, keep: int) -> list[str]:
-    """Versions that no surface names, but the newest ``keep``."""
-    named = {v for active in store.surfaces().values() for v in versions_of(active)}  # type: ignore[attr-defined]
-    loose = [version for version in store.versions() if version not in named]
-    return loose[: max(0, len(loose) - keep)]
 
 
 def _replay(args: argparse.Namespace, config: Config, store: Store) -> int:

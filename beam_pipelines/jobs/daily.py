@@ -25,9 +25,12 @@ from beam_pipelines import crashpoints, manifest
 from beam_pipelines.errors import KeptPrevious, UserError
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.io.sweep import sweep
+from beam_pipelines.jobs import store_gc
 from beam_pipelines.jobs.steps import FEATURE_STEP, STEPS, Context, Step, active_version, step_named
+from beam_pipelines.jobs.store_gc import GcReport
 from beam_pipelines.options import Config
 from schemas.workspace import Workspace
+from serving.stores.base import StoreError
 
 _PR_SET_PDEATHSIG = 1
 _LOG = logging.getLogger("beamrec.daily")
@@ -52,13 +55,15 @@ class StepResult:
 
 @dataclass(frozen=True)
 class DailyReport:
-    """A whole run. ``version`` is what the store serves afterwards."""
+    """A whole run. ``version`` is what the store serves afterwards; ``store_gc`` what was deleted from it, None where the run
+    stopped before that or the store could not be looked through."""
 
     run_id: str
     as_of: str
     version: str | None
     seconds: float
     steps: list[StepResult] = field(default_factory=list)
+    store_gc: GcReport | None = None
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,11 @@ def run(config: Config, as_of: int, options: RunOptions | None = None,
             if on_step is not None:
                 on_step(result)
         _sweep(lake)
+        deleted = _collect(config) if last == len(STEPS) else None
         active = active_version(config)
         _LOG.info("finished, serving %s", active.champion if active else None)
-    return DailyReport(run_id, _date(as_of), active.champion if active else None, time.monotonic() - started, results)
+    return DailyReport(run_id, _date(as_of), active.champion if active else None, time.monotonic() - started, results,
+                       deleted)
 
 
 def _sweep(lake: Lake) -> None:
@@ -134,6 +141,17 @@ def _sweep(lake: Lake) -> None:
         _LOG.info("the lake was not swept: a writer holds it")
     elif swept.files:
         _LOG.info("swept %d files of killed writers, %.1f MiB", swept.files, swept.bytes / 2**20)
+
+
+def _collect(config: Config) -> GcReport | None:
+    """Tidies the store; as with the lake, no reason to fail."""
+    try:
+        report = store_gc.run(config, apply=True)
+    except (StoreError, OSError) as error:
+        _LOG.warning("the store was not tidied: %s", error)
+        return None
+    _LOG.info("deleted from the store: %d stream cells, %d versions", sum(report.stream_cells.values()), len(report.versions))
+    return report
 
 
 def line(result: StepResult) -> str:

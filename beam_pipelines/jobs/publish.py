@@ -129,8 +129,8 @@ def _record(config: Config, version: str, stats: ListStats, bundle: BundleStats)
 def _expire(config: Config, store: Store, surface: str, active: Active, keep: int) -> tuple[str, ...]:
     """Drops the surface's versions older than the champion, but the newest ``keep - 1`` of them, and what a rollback needs;
     and what is left of versions that were dropped half."""
-    there = store.versions()
-    older = [v for v in there if v < active.champion and _surface_of(config, v) in (surface, None)]
+    there, surface_of = store.versions(), config.workspace.surface_of
+    older = [v for v in there if v < active.champion and surface_of(v) in (surface, None)]
     stale = [v for v in older[: max(0, len(older) - (keep - 1))] if v not in versions_of(active)]
     expired = []
     for version in stale:
@@ -142,13 +142,6 @@ def _expire(config: Config, store: Store, surface: str, active: Active, keep: in
         config.workspace.forget_version(version)
         expired.append(version)
     for folder in config.workspace.bundles.glob("*"):
-        if folder.name not in there and folder.name < active.champion and _surface_of(config, folder.name) in (surface, None):
+        if folder.name not in there and folder.name < active.champion and surface_of(folder.name) in (surface, None):
             config.workspace.forget_version(folder.name)
     return tuple(expired)
-
-
-def _surface_of(config: Config, version: str) -> str | None:
-    try:
-        return str(json.loads(config.workspace.list_manifest(version).read_bytes())["report"]["surface"])
-    except (OSError, ValueError, KeyError):
-        return None

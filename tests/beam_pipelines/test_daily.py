@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,10 @@ from beam_pipelines.jobs.steps import MAX_SNAPSHOTS, STEPS, snapshot_days, step_
 from beam_pipelines.options import Config, parse_as_of
 from beam_pipelines.simulate.world import WorldSpec
 from beam_pipelines.simulate.write import simulate
+from schemas.keys import USER, list_key, row_key
 from schemas.workspace import DAY_MICROS
+from serving.stores import open_store
+from serving.stores.base import Active, Cell, FeatureWrite, ListWrite
 from transforms import definitions
 
 SPEC = WorldSpec(users=30, items=40, days=3, sessions=1.5, late=0.5)
@@ -61,6 +65,28 @@ def test_a_step_is_done_once_and_again_when_its_inputs_change(config: Config) ->
     assert daily.run(config, as_of, FEATURES).steps[0].why == "changed: events"
     log = (manifest.run_folder(config.workspace, as_of) / "run.log").read_text().splitlines()
     assert log and all(" run=2026" in line and " step=" in line for line in log)
+
+
+def test_a_whole_run_tidies_the_store_at_its_end(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = config.workspace.now()
+    monkeypatch.setattr(daily, "STEPS", ())
+    assert daily.run(config, now).store_gc is None  # nothing was ever stored
+    versions = [f"2026010{n}T000000-aaaaaaaa" for n in range(1, 8)]
+    config.workspace.lists.mkdir(parents=True)
+    for name, surface in zip(versions, ["homepage"] * 5 + ["email"] * 2, strict=True):
+        config.workspace.list_manifest(name).write_text(json.dumps({"report": {"surface": surface}}))
+    with closing(open_store(config.store)) as store:
+        store.write_lists([ListWrite(list_key("u", "homepage"), name, Cell(b"x", now)) for name in versions])
+        for row, age in (("old", 3), ("new", 1)):
+            store.write_features([FeatureWrite(row_key(USER, row), "stream", "user_panes", Cell(b"x", now - age * DAY_MICROS))])
+        store.flip("homepage", None, Active(versions[1]))
+        found = daily.run(config, now).store_gc
+        assert found is not None and found.applied and found.stream_cells == {"user_panes": 1}
+        assert found.versions == {versions[0]: 1} and store.versions() == versions[1:]  # three of each surface stay
+        assert list(store.read_features([row_key(USER, "new")], "stream", ["user_panes"])[0]) == ["user_panes"]
+    assert "1 stream cells, 1 versions" in (manifest.run_folder(config.workspace, now) / "run.log").read_text()
+    monkeypatch.undo()
+    assert daily.run(config, now, FEATURES).store_gc is None
 
 
 def test_a_missed_deadline_keeps_what_is_served(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
