@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from models.inference.hashing import hash_packed
 from schemas.packed import PackedIds
+from transforms.records.hashes import hash_packed
 
 I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]

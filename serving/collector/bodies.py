@@ -19,9 +19,9 @@ from xxhash import xxh3_64_intdigest
 
 from schemas.event_types import NAMES
 from serving.collector.arrange import answers, arrange
-from serving.collector.hashes import MAX_BYTES, hashes
 from serving.collector.scan import NUMBERS, SCHEMA, TEXTS, scan
 from serving.eventlog.base import partitions_of_hashes
+from transforms.records.hashes import MAX_BYTES, hashes
 from transforms.records.kernels import number_strings
 
 _ID, _USER, _KIND, _DEVICE = (TEXTS.index(name) for name in ("event_id", "user_id", "event_type", "device"))

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-import xxhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,6 @@ from schemas.arrow import arrow_schema
 from schemas.event_types import NAMES
 from serving.collector.bodies import count_of, scanned, type_mask
 from serving.collector.columns import to_batch
-from serving.collector.hashes import MAX_BYTES, hashes
 from serving.collector.packer import PACK_BYTES, pieces
 from serving.collector.wire import EventIn, fault, micros, read_events
 from serving.eventlog import partition_of
@@ -166,15 +164,6 @@ def test_events_lie_by_partition_and_are_counted_by_kind():
     rest = found.kinds_without({0, 2})
     assert sum(rest.values()) == sum(p not in (0, 2) for p, _ in placed)
     assert found.kinds_without(()) == found.kinds
-
-
-@settings(max_examples=300)
-@given(st.lists(st.binary(max_size=300), min_size=1, max_size=20))
-def test_hashes_at_places_are_those_of_the_library(texts):
-    size = np.array([len(t) for t in texts], np.int32)
-    begin = np.cumsum(size, dtype=np.int64) - size
-    found = hashes(np.frombuffer(b"".join(texts) + bytes(16), np.uint8), begin, size)
-    assert found.tolist() == [xxhash.xxh3_64_intdigest(t) if 1 <= len(t) <= MAX_BYTES else 0 for t in texts]
 
 
 def test_a_very_long_user_id_has_its_partition_too():

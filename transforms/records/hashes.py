@@ -1,7 +1,7 @@
-"""XXH3-64 (seed 0) of strings at their places, compiled: the hash that schemas.keys.hash64 is, without a string for each.
+"""XXH3-64 (seed 0) of strings where they lie, compiled: the hash that schemas.keys.hash64 is, without a string for each.
 
-Formulas: xxHash specification (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), those of 1 to 128 bytes; constants as in
-schemas.xxh3. A property test compares them with the library.
+Formulas: xxHash specification (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), those of at most 128 bytes; constants as in
+schemas.xxh3. Property tests compare them with the library.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from numba import njit
 
 from schemas import xxh3
-from serving.collector.scan import I32, I64, Bytes
 from transforms.records.memory import byte_at, int32_at, int64_at
 
 MAX_BYTES = xxh3.MAX_BYTES
+Bytes = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 
 _u = np.uint64
 _P1, _P2, _P3 = _u(xxh3._P1), _u(xxh3._P2), _u(xxh3._P3)
@@ -25,6 +30,7 @@ _SECRETS = np.array([xxh3._secret(at) for at in range(0, 136, 8)], np.uint64)
 _FLIP3, _FLIP8 = _u(xxh3._secret(0, 4) ^ xxh3._secret(4, 4)), _u(xxh3._secret(8) ^ xxh3._secret(16))
 _FLIP16_LOW, _FLIP16_HIGH = _u(xxh3._secret(24) ^ xxh3._secret(32)), _u(xxh3._secret(40) ^ xxh3._secret(48))
 _LOW32 = _u(0xFFFFFFFF)
+_OF_NOTHING = _u(xxhash.xxh3_64_intdigest(b""))
 
 
 @njit(cache=True, nogil=True)
@@ -68,6 +74,8 @@ def _mix16(base: int, at: int, secret: int) -> Any:
 @njit(cache=True, nogil=True)
 def _hash(base: int, at: int, size: int) -> Any:
     length = _u(size)
+    if size == 0:
+        return _OF_NOTHING
     if size <= 3:
         first, middle, last = _u(byte_at(base, at)), _u(byte_at(base, at + (size >> 1))), _u(byte_at(base, at + size - 1))
         h = ((first << _u(16)) | (middle << _u(24)) | last | (length << _u(8))) ^ _FLIP3
@@ -89,7 +97,26 @@ def _hash(base: int, at: int, size: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def hashes(data: Bytes, begin: I64, size: I32) -> npt.NDArray[np.uint64]:
+def hash_one(data: Bytes, at: int, size: int) -> Any:
+    """XXH3-64 of ``size`` <= MAX_BYTES bytes of ``data`` from ``at`` on, as uint64."""
+    return _hash(np.int64(data.ctypes.data), at, size)
+
+
+@njit(cache=True, nogil=True)
+def hash_packed(data: Bytes, ends: U32, out: U64) -> bool:
+    """Fills (n,) hashes of strings that end at ``ends``, one behind the other; False where one is longer than MAX_BYTES."""
+    base, start = np.int64(data.ctypes.data), np.int64(0)
+    for i in range(len(ends)):
+        end = np.int64(ends[i])
+        if not 0 <= end - start <= MAX_BYTES or end > len(data):
+            return False
+        out[i] = _hash(base, start, end - start)
+        start = end
+    return True
+
+
+@njit(cache=True, nogil=True)
+def hashes(data: Bytes, begin: I64, size: I32) -> U64:
     """XXH3-64 of n strings of 1 to MAX_BYTES bytes, at their places in ``data``; of others 0."""
     base = np.int64(data.ctypes.data)
     out = np.zeros(len(begin), np.uint64)
