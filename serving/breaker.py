@@ -40,7 +40,7 @@ class BreakerSettings:
 
 
 class Breaker:
-    """Guards one dependency of one worker; used by one event loop, so without locks.
+    """Guards one dependency of one worker; used by one event loop or one thread, so without locks.
 
     Args:
       name: of the dependency, for logs and metrics.
@@ -75,6 +75,11 @@ class Breaker:
         self._until = now + self._settings.probe_s
         self._become("half_open")
         return True
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds until a call may be made; 0: now."""
+        return 0.0 if self._state == "closed" else max(0.0, self._until - self._clock())
 
     def ok(self) -> None:
         """A call went well; what was sent before it opened does not close it."""

@@ -1,12 +1,10 @@
-"""Cells to the store: in chunks, tried again with growing pauses, and not hammered while the store is away."""
+"""Cells to the store: in chunks, tried again with the growing pauses of a circuit breaker while the store is away."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
-import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,13 +21,14 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 
 from schemas import metric_names
+from serving.breaker import Breaker, BreakerSettings
 from serving.stores import open_store
 from serving.stores.base import Store, StoreError
 from transforms.beam.stream.freshness import stored
 
 _CHUNK_ROWS = 20_000
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_TRIPS_AFTER = 3
+AWAY = BreakerSettings(failures=1, pause_s=0.1, max_pause_s=4.0, jitter=0.25, probe_s=600.0)
+"""One refused write opens it: what is to be written waits anyway, for 0.1 to 5 s, and a probe is that same write."""
 _log = logging.getLogger(__name__)
 
 
@@ -37,54 +36,34 @@ class StoreAwayError(RuntimeError):
     """The store stayed away for longer than the sink waits; the bundle fails and the runner tries it again."""
 
 
-class Breaker:
-    """One process's view of a store: after a few failures in a row only one writer at a time still tries, the others wait."""
-
-    def __init__(self) -> None:
-        self._failures = 0
-        self._probe = threading.Lock()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the store is taken as away."""
-        return self._failures >= _TRIPS_AFTER
-
-    def call(self, write: Callable[[], int]) -> int:
-        """Writes; alone while the store is taken as away."""
-        if not self.is_open:
-            return self._counted(write)
-        with self._probe:
-            return self._counted(write)
-
-    def _counted(self, write: Callable[[], int]) -> int:
-        try:
-            done = write()
-        except StoreError:
-            self._failures += 1
-            raise
-        self._failures = 0
-        return done
-
-
 def write_patiently(write: Callable[[], int], breaker: Breaker, wait_s: float, retried: Callable[[], None],
-                    sleep: Callable[[float], None] = time.sleep) -> int:
-    """Calls ``write`` until it succeeds; pauses double from 0.1 s to 5 s, each cut short by a random part.
+                    clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Calls ``write`` whenever the breaker allows it until it succeeds; what was written before decides about the first pause.
+
+    Args:
+      clock: that of the breaker.
 
     Raises:
       StoreAwayError: it failed for ``wait_s`` seconds.
     """
-    pause, until = _FIRST_PAUSE_S, time.monotonic() + wait_s
+    until, trouble = clock() + wait_s, None
     while True:
-        try:
-            return breaker.call(write)
-        except StoreError as error:
-            retried()
-            if time.monotonic() + pause > until:
-                raise StoreAwayError(f"the store has refused every write for {wait_s:.0f} s: {error}") from error
-            if pause == _FIRST_PAUSE_S:
-                _log.warning("the store refuses writes, trying again for up to %.0f s: %s", wait_s, error)
-            sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if breaker.allows():
+            try:
+                done = write()
+            except StoreError as error:
+                breaker.failed()
+                retried()
+                if trouble is None:
+                    _log.warning("the store refuses writes, trying again for up to %.0f s: %s", wait_s, error)
+                trouble = error
+            else:
+                breaker.ok()
+                return done
+        pause = breaker.pause_s
+        if trouble is not None and clock() + pause > until:
+            raise StoreAwayError(f"the store has refused every write for {wait_s:.0f} s: {trouble}") from trouble
+        sleep(pause)
 
 
 @dataclass(frozen=True)
@@ -101,7 +80,7 @@ class _Client:
     def __init__(self, uri: str, wait_s: float) -> None:
         self._uri, self._wait_s = uri, wait_s
         self._store: Store | None = None
-        self._breaker = Breaker()
+        self._breaker = Breaker("store", AWAY)
         self._writer = ThreadPoolExecutor(1, "beamrec-cells")
 
     def submit(self, cells: pa.RecordBatch) -> Future[_Written]:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 import random
-import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -24,7 +23,7 @@ from beam_pipelines.cli.stream import seconds, start_of
 from beam_pipelines.errors import UserError
 from beam_pipelines.io import source
 from beam_pipelines.io.stream_audit import part_path, read_parts, write_part
-from beam_pipelines.io.stream_sink import Breaker, StoreAwayError, write_patiently
+from beam_pipelines.io.stream_sink import AWAY, StoreAwayError, write_patiently
 from beam_pipelines.io.stream_status import Probe
 from beam_pipelines.jobs import stream
 from beam_pipelines.jobs.stream import construct
@@ -45,6 +44,7 @@ from schemas.metric_names import (
 )
 from schemas.stream_cells import extract
 from schemas.tables import STREAM_PANES
+from serving.breaker import Breaker
 from serving.eventlog import open_log, partition_of
 from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite, StoreError
@@ -225,8 +225,23 @@ def _wait(until: Any, seconds: float = 45.0) -> Any:
     return found
 
 
+class _Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 100.0, list[float]()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
 def test_a_store_that_is_away_for_a_while_is_waited_for() -> None:
-    left, slept, retries = [7], [], []
+    left, retries, clock = [7], [], _Time()
+    breaker = Breaker("store", AWAY, clock=clock)
 
     def write() -> int:
         if left[0]:
@@ -234,44 +249,26 @@ def test_a_store_that_is_away_for_a_while_is_waited_for() -> None:
             raise StoreError("away")
         return 5
 
-    assert write_patiently(write, Breaker(), 60.0, lambda: retries.append(1), slept.append) == 5
+    assert write_patiently(write, breaker, 60.0, lambda: retries.append(1), clock, clock.sleep) == 5
     assert len(retries) == 7
-    assert all(pause / 2 <= slept[i] <= pause for i, pause in enumerate([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]))
+    assert all(pause <= clock.slept[i] <= 1.25 * pause for i, pause in enumerate([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 4.0]))
+    assert write_patiently(lambda: 6, breaker, 60.0, lambda: None, clock, clock.sleep) == 6 and len(clock.slept) == 7
 
 
-def test_a_store_that_stays_away_fails_the_bundle_in_the_end() -> None:
+def test_a_store_that_stays_away_fails_the_bundle_in_the_end_and_the_next_one_does_not_hurry() -> None:
+    tried, clock = [], _Time()
+    breaker = Breaker("store", AWAY, clock=clock)
+
     def write() -> int:
+        tried.append(clock.now)
         raise StoreError("away")
-
-    with pytest.raises(StoreAwayError, match="refused every write for 0 s: away"):
-        write_patiently(write, Breaker(), 0.3, lambda: None, time.sleep)
-
-
-def test_while_the_store_is_away_one_writer_at_a_time_tries() -> None:
-    breaker, inside, most = Breaker(), [0], [0]
-
-    def failing() -> int:
-        inside[0] += 1
-        most[0] = max(most[0], inside[0])
-        time.sleep(0.02)
-        inside[0] -= 1
-        raise StoreError("away")
-
-    def writer() -> None:
-        with pytest.raises(StoreError):
-            breaker.call(failing)
 
     for _ in range(3):
-        writer()
-    assert breaker.is_open
-    most[0] = 0
-    threads = [threading.Thread(target=writer) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most[0] == 1
-    assert breaker.call(lambda: 1) == 1 and not breaker.is_open
+        with pytest.raises(StoreAwayError, match="refused every write for 20 s: away"):
+            write_patiently(write, breaker, 20.0, lambda: None, clock, clock.sleep)
+    gaps = [after - before for before, after in itertools.pairwise(tried)]
+    assert all(pause <= gap <= 1.26 * pause for gap, pause in zip(gaps, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2], strict=False))
+    assert len(gaps) > 9 and min(gaps[6:]) >= 3.99
 
 
 def test_a_probe_finds_the_watermark() -> None:

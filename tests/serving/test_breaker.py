@@ -36,8 +36,13 @@ def test_it_opens_after_failures_in_a_row_and_lets_nothing_through(breaker, cloc
     assert breaker.state == "closed"
     breaker.failed()
     assert breaker.state == "open" and breaker.opened == 1
+    assert 1 <= breaker.pause_s <= 1.5
     clock.now += 0.99
-    assert not breaker.allows()
+    assert not breaker.allows() and breaker.pause_s > 0
+    clock.now += 0.51
+    assert breaker.pause_s == 0 and breaker.allows()
+    breaker.ok()
+    assert breaker.pause_s == 0
 
 
 def test_it_opens_when_half_of_the_calls_fail_though_never_three_in_a_row(breaker):
