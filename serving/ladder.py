@@ -23,11 +23,11 @@ import numpy as np
 from models.inference.bundle import EVERYBODY, Bundle
 from schemas.cells import CellError, RankedList
 from schemas.keys import list_key
-from schemas.packed import read_recs
 from serving.breaker import Breaker, State
 from serving.bundles import Bundles
 from serving.made_lists import Budget, ListStore, MadeLists
 from serving.pointer import versions_of
+from serving.ranking.listed import read_listed
 from serving.ranking.model import Ask, Candidates, Signals, Tier
 from serving.ranking.policy import ContextPolicy
 from serving.stores.base import Active, Cell, StoreError
@@ -132,7 +132,7 @@ class Ladder:
         if cell is None:
             return Found(None, False)
         try:
-            return Found(read_recs(cell.value), False)
+            return Found(read_listed(cell.value), False)
         except CellError:
             self.counts.unreadable_lists += 1
             return Found(None, False)
@@ -196,7 +196,7 @@ class Ladder:
     async def _anyone(self, surface: str, version: str) -> RankedList | None:
         try:
             cell = (await self._store.read_lists([list_key(ANYONE, surface)], version))[0]
-            return read_recs(cell.value) if cell is not None else None
+            return read_listed(cell.value) if cell is not None else None
         except (StoreError, CellError):
             return None
 

@@ -215,6 +215,13 @@ class Bundle:
         ends = np.frombuffer(offsets, np.int32, len(self.item_ids) + 1, 4 * self.item_ids.offset)
         return ends, memoryview(text if text is not None else b"")
 
+    @functools.cached_property
+    def id_arrays(self) -> tuple[I32, npt.NDArray[np.uint8]] | None:
+        """(m + 1,) offsets and bytes of the ids, for compiled calls; None where not all of them are ASCII."""
+        offsets, text = self._id_bytes
+        raw = np.frombuffer(text, np.uint8) if len(text) else np.zeros(0, np.uint8)
+        return (offsets, raw) if not (raw[offsets[0] : offsets[-1]] >= 0x80).any() else None
+
     def units(self, positions: npt.NDArray[np.integer]) -> F32:
         """(k, d) vectors of length 1; zeros for an item without a vector and for position -1."""
         rows = np.zeros((len(positions), self.manifest.dimensions), np.float32)

@@ -10,16 +10,14 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.keys import hash64
-
 MAX_SHOWN = 1000
 """Items over all pages: then there is no next one."""
 _LAYOUT = b"\x02"
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _HEAD = 6
 MAX_CURSOR = 4 * (_HEAD + 255 + 4 * MAX_SHOWN) // 3 + 4
 """Characters."""
@@ -32,14 +30,14 @@ class CursorError(ValueError):
         super().__init__("not a cursor of this API; leave it out to start at the first page")
 
 
-def encode_cursor(version: str, shown: npt.NDArray[np.uint32], page: Sequence[str]) -> str | None:
-    """The cursor of the next page: ``shown`` (n,) before this page, and the ids of this page; None when too long."""
+def encode_cursor(version: str, shown: npt.NDArray[np.uint32], page: npt.NDArray[np.uint32]) -> str | None:
+    """The cursor of the next page: what was shown before this page (n,), and on it (k,); None when too long."""
     named = version.encode()
     if len(shown) + len(page) > MAX_SHOWN or len(named) > 255:
         return None
-    hashes = np.array([hash64(item) for item in page], np.uint64).astype("<u4")  # their low halves
-    rest = bytes((len(named),)) + named + shown.tobytes() + hashes.tobytes()
-    return base64.urlsafe_b64encode(_LAYOUT + zlib.crc32(rest).to_bytes(4, "little") + rest).decode().rstrip("=")
+    rest = b"%c%b%b%b" % (len(named), named, shown.tobytes(), page.astype("<u4", copy=False).tobytes())
+    raw = _LAYOUT + zlib.crc32(rest).to_bytes(4, "little") + rest
+    return binascii.b2a_base64(raw, newline=False).translate(_URL_SAFE).rstrip(b"=").decode()
 
 
 def decode_cursor(text: str) -> tuple[str, npt.NDArray[np.uint32]]:

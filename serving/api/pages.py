@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from models.inference.bundle import Bundle
+from schemas.keys import hash64
 from serving.api.cursors import encode_cursor
+from serving.api.page_json import items_json
+from serving.ranking.listed import LOW
 from serving.ranking.model import Ask, Ranked
 from serving.recommender import Answer
 from serving.responses import reason_sentence, rfc3339
@@ -122,20 +126,37 @@ class Pages:
             found = self._pieces[name] = Pieces(bundle)
         return found
 
+    def packed(self, ask: Ask, answer: Answer) -> bytes | None:
+        """The items of a packed page; None where they are to be put together from pieces."""
+        page = answer.ranked.packed
+        if page is None or answer.bundle is None:
+            return None
+        return items_json(page, answer.ranked.scores, len(ask.shown) + 1, answer.bundle)
+
+    def items(self, ask: Ask, answer: Answer, extra: Mapping[str, bytes]) -> bytes:
+        """The items of any page; ``extra``: metadata of those that are missing."""
+        return self.pieces(answer.candidates.version, answer.bundle).page(answer.ranked, len(ask.shown) + 1, extra)
+
     def missing(self, answer: Answer) -> list[str]:
         """Items of an answer whose metadata must be brought along."""
         ranked = answer.ranked
         return self.pieces(answer.candidates.version, answer.bundle).missing(ranked.item_ids, ranked.because)
 
-    def encode(self, ask: Ask, answer: Answer, extra: Mapping[str, bytes]) -> bytes:
-        """The body of 200: a serving.responses.Recommendations."""
+    def encode(self, ask: Ask, answer: Answer, items: bytes) -> bytes:
+        """The body of 200 around its items: a serving.responses.Recommendations."""
         ranked, recs, version = answer.ranked, answer.candidates.recs, answer.candidates.version
-        items = self.pieces(version, answer.bundle).page(ranked, len(ask.shown) + 1, extra)
-        cursor = encode_cursor(version, ask.shown, ranked.item_ids) if ranked.more and ranked.item_ids else None
+        cursor = encode_cursor(version, ask.shown, _lows(ranked)) if ranked.more and len(ranked.item_ids) else None
         return b'{"request_id":%b,"items":[%b],"model_version":%b,"generated_at":"%b","expires_at":"%b","served_from":"%b",' \
                b'"next_cursor":%b}' % (_encode(ask.request_id), items, _encode(recs.model_version),
                                        _moment(recs.generated_at), _moment(recs.expires_at),
                                        answer.candidates.tier.encode(), b'"%b"' % cursor.encode() if cursor else b"null")
+
+
+def _lows(ranked: Ranked) -> npt.NDArray[np.uint32]:
+    """What stands for the items of a page in Ask.shown."""
+    if ranked.packed is not None:
+        return ranked.packed.numbers[LOW].view(np.uint32)
+    return np.array([hash64(item) for item in ranked.item_ids], np.uint64).astype(np.uint32)
 
 
 @functools.lru_cache(4096)

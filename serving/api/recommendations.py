@@ -48,8 +48,11 @@ class Lists:
     async def encoded(self, ask: Ask, answer: Answer) -> bytes:
         """The body of an answer."""
         started = time.perf_counter()
-        missing = self._pages.missing(answer)
-        body = self._pages.encode(ask, answer, await self._state.titles.of(missing) if missing else _NOTHING)
+        items = self._pages.packed(ask, answer)
+        if items is None:
+            missing = self._pages.missing(answer)
+            items = self._pages.items(ask, answer, await self._state.titles.of(missing) if missing else _NOTHING)
+        body = self._pages.encode(ask, answer, items)
         self._state.counters.step("encode", time.perf_counter() - started)
         return body
 

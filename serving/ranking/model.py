@@ -162,6 +162,20 @@ class Signals:
     suppressed: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A page of k items as bytes, made by serving.ranking.listed: what writes it as JSON needs no more.
+
+    Attributes:
+      numbers: (listed.NUMBERS, k) int32, row by row what listed.POSITION and the names beside it say.
+      text: ASCII, the k ids one behind the other, from ``split`` on those that explain them.
+    """
+
+    numbers: npt.NDArray[np.int32]
+    text: npt.NDArray[np.uint8]
+    split: int
+
+
 @dataclass(frozen=True)
 class Ranked:
     """A page, best first; every sequence has the same length n <= page_size.
@@ -173,6 +187,7 @@ class Ranked:
       more: candidates are left for another page.
       explored: rank (0-based) of the exploration slot, -1 for none.
       table: ``features`` as one (k, n) array, in their order; None where they were not made together.
+      packed: the page as bytes; None where it was put together from strings.
     """
 
     item_ids: Sequence[str]
@@ -184,3 +199,4 @@ class Ranked:
     more: bool
     explored: int = -1
     table: npt.NDArray[np.float32] | None = None
+    packed: Packed | None = None

@@ -23,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.inference.bundle import Bundle
+from models.inference.idtable import hashes_of
 from models.inference.words import WordIndex, items_of_words
+from serving.ranking.page import set_of
 
 ALPHA = 0.7
 CENTROID_ITEMS = 200
@@ -75,6 +77,11 @@ class Overlay:
                 items[upsert.item_id] = upsert
         return cls(items, frozenset(i for i, u in items.items() if not u.is_active))
 
+    @functools.cached_property
+    def removed_hashes(self) -> npt.NDArray[np.uint64]:
+        """Of ``removed``."""
+        return hashes_of(tuple(self.removed))
+
     def with_items(self, upserts: Iterable[ItemUpsert]) -> Overlay:
         """This one and more."""
         return Overlay.of([*self.items.values(), *upserts])
@@ -105,6 +112,11 @@ class OverlayRows:
     categories: tuple[tuple[int, ...], ...]
     category_code: Mapping[str, int]
     fresh: npt.NDArray[np.int32]
+
+    @functools.cached_property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """The set of the ids (serving.ranking.page.set_of)."""
+        return set_of(hashes_of(self.ids))
 
 
 @functools.lru_cache(maxsize=8)

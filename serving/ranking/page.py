@@ -1,5 +1,6 @@
-"""A page in two compiled calls: the pool of candidates, then what is chosen from it. Their loops are those of kernels.py and
-explore.py; what is hidden or left out is known by hash. Between the two, rank.py lays newer upserts over the pool."""
+"""A page in two steps: the pool of candidates, then what is chosen from it. Their loops are those of kernels.py and explore.py;
+what is hidden or left out is known by hash. listed.py takes both in one compiled call; where something newer is known of a
+candidate, rank.py lays it over the pool between them."""
 
 from __future__ import annotations
 
@@ -110,7 +111,7 @@ def pool(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_wei
 
 
 @numba.njit(cache=True, nogil=True)
-def choose(found: Pool, list_scores: F32, share: F32, total: float, preference: float, session: float, has_session: bool,
+def choose(found: Pool, list_scores: F32, share: F32, preference: float, session: float, has_session: bool,
            size: int, diversity: float, calibration: float, smoothing: float, cap: int, slots: I64, below: float, seed: int,
            draws: int, rate: float, explorable: I32, clicks: F32, dropped: U64, shown: U32, own_hashes: U64, vectors: F32,
            norms: F32, blocked: Bools, impressions: F32) -> Chosen:
@@ -118,7 +119,7 @@ def choose(found: Pool, list_scores: F32, share: F32, total: float, preference: 
 
     Args:
       found: what ``pool`` returned; list_scores: of its first candidates, those of the list.
-      share: the user's share per category code; total: its sum.
+      share: the user's share per category code.
       slots: ranks of exploration, ascending; none where the last one lies behind the page.
 
     Returns:
@@ -126,7 +127,9 @@ def choose(found: Pool, list_scores: F32, share: F32, total: float, preference: 
       none), whether explored, the (ROWS, k) table of those on the page, (candidates left, rank of the last explored item).
     """
     positions, keep, units, categories, seen, boosts, items, sums, because = found
-    n, many = len(positions), len(list_scores)
+    n, many, total = len(positions), len(list_scores), 0.0
+    for part in share:
+        total += part
     table = np.zeros((ROWS, n + len(slots)), np.float32)
     base, match, near, score = table[0], table[1][:n], table[2][:n], table[5]
     table[3][:n], table[4][:n] = boosts, seen
@@ -217,17 +220,3 @@ def explore(seed: int, chosen: I32, n: int, units: F32, keep: Bools, positions: 
         if not known:
             return places[best], item, fit[best]
         left[best] = -1
-
-
-@numba.njit(cache=True, nogil=True)
-def page(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_weights: F32, wanted: int, half_life: float,
-         own_hashes: U64, table: I32, vectors: F32, norms: F32, category_offsets: I64, category_codes: I32, impressions: F32,
-         neighbour_offsets: I64, neighbours: I32, strengths: F32, boost: F32, blocked: Bools, list_scores: F32, share: F32,
-         total: float, preference: float, session: float, size: int, diversity: float, calibration: float, smoothing: float,
-         cap: int, slots: I64, below: float, seed: int, draws: int, rate: float, explorable: I32, clicks: F32) -> Chosen:
-    """``pool`` and ``choose`` in one call."""
-    found = pool(hashes, dropped, shown, session_hashes, session_weights, wanted, half_life, own_hashes, table, vectors, norms,
-                 category_offsets, category_codes, impressions, neighbour_offsets, neighbours, strengths, boost, blocked)
-    return choose(found, list_scores, share, total, preference, session, len(session_hashes) > 0, size, diversity, calibration,
-                  smoothing, cap, slots, below, seed, draws, rate, explorable, clicks, dropped, shown, own_hashes, vectors,
-                  norms, blocked, impressions)

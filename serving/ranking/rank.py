@@ -21,11 +21,13 @@ import numpy.typing as npt
 
 from models.inference.bundle import Bundle
 from models.inference.idtable import hashes_of
+from schemas.cells import REASONS, SOURCES
 from schemas.keys import hash64
-from schemas.packed import take
+from schemas.packed import Coded, PackedIds, take
 from serving.ranking import kernels
 from serving.ranking import page as compiled
-from serving.ranking.model import Ask, Candidates, Hidden, Ranked, Signals
+from serving.ranking.listed import BECAUSE_END, ID_END, NEW_DAYS, REASON, SOURCE, ListCell, packed_page
+from serving.ranking.model import Ask, Candidates, Hidden, Packed, Ranked, Signals
 from serving.ranking.overlay import Overlay, OverlayRows
 from serving.ranking.policy import ContextPolicy
 from serving.ranking.rules import BundleRules, matches, rules_of
@@ -40,11 +42,11 @@ SMOOTHING = 0.01
 """Of the page's category mix, toward the user's (Steck 2018, section 3)."""
 EXPLORED = 32
 """Items drawn for the exploration slot, beside those of the list."""
-NEW_DAYS = 30
 FEATURES = ("list_score", "preference", "session", "boost", "impressions")
 """Numbers of an item that ``Ranked.features`` has."""
 _NOBODY: frozenset[str] = frozenset()
-_NO_HASHES = np.zeros(0, np.uint64)
+_NO_HASHES, _NO_LOWS = np.zeros(0, np.uint64), np.zeros(0, np.uint32)
+_NO_SESSION = _NO_HASHES, np.zeros(0, np.float32)
 
 
 def rank(ask: Ask, candidates: Candidates, signals: Signals, policy: ContextPolicy, bundle: Bundle | None,
@@ -86,6 +88,14 @@ def _not_hidden(ids: Sequence[str], ask: Ask, signals: Signals) -> npt.NDArray[n
     return np.array(keep, np.bool_)
 
 
+def _unpacked(left: int, slot: int, split: int, numbers: I32, table: F32, text: npt.NDArray[np.uint8]) -> Ranked:
+    """The page that ``packed_page`` returned."""
+    raw, codes = text.tobytes(), numbers[SOURCE : REASON + 1].astype(np.uint8)
+    return Ranked(PackedIds(raw[:split], numbers[ID_END].view(np.uint32)), table[-1], Coded(codes[0].tobytes(), SOURCES),
+                  Coded(codes[1].tobytes(), REASONS), PackedIds(raw[split:], numbers[BECAUSE_END].view(np.uint32)),
+                  dict(zip(FEATURES, table, strict=False)), left > 0, slot, table[:-1], Packed(numbers, text, split))
+
+
 class _Request:
     """One call of ``rank``."""
 
@@ -98,35 +108,42 @@ class _Request:
         self.rules: BundleRules = rules_of(policy, bundle)
 
     def page(self) -> Ranked:
-        ask, policy, bundle, rules, signals = self.ask, self.policy, self.bundle, self.rules, self.signals
-        hashes, dropped = hashes_of(self.recs.item_ids), compiled.set_of(self._left_out())
+        ask, policy, bundle, rules, signals, recs = self.ask, self.policy, self.bundle, self.rules, self.signals, self.recs
+        left_out, shown = self._left_out(), ask.shown.astype(np.uint32) if len(ask.shown) else _NO_LOWS
         session = signals.session[: policy.session_items] if policy.session > 0 else ()
-        share = self._share()
+        near = (hashes_of([i for i, _ in session]), np.array([w for _, w in session], np.float32)) if session else _NO_SESSION
         slot = policy.explore_slot - 1
         slots = () if slot < 0 else (slot // 2, slot) if signals.low_confidence and slot >= 2 else (slot,)
-        to_pool = (hashes, dropped, ask.shown.astype(np.uint32), hashes_of([i for i, _ in session]) if session else _NO_HASHES,
-                   np.array([w for _, w in session], np.float32), policy.session_candidates, SESSION_HALF_LIFE,
-                   bundle.hashes, bundle.table, bundle.vectors, bundle.norms, bundle.category_offsets, bundle.category_codes,
-                   bundle.impressions, bundle.neighbour_offsets, bundle.neighbours, bundle.strengths, rules.boost,
-                   rules.blocked)
-        to_choose = (np.array(self.recs.scores, np.float32), share, float(share.sum()), float(policy.preference),
-                     float(policy.session))
+        to_pool = (*near, policy.session_candidates, SESSION_HALF_LIFE, bundle.hashes, bundle.table, bundle.vectors,
+                   bundle.norms, bundle.category_offsets, bundle.category_codes, bundle.impressions, bundle.neighbour_offsets,
+                   bundle.neighbours, bundle.strengths, rules.boost, rules.blocked)
+        to_choose = (self._share(), float(policy.preference), float(policy.session))
         to_explore = (ask.page_size, float(policy.diversity), float(policy.calibration), SMOOTHING, policy.max_per_category,
                       np.array(slots, np.int64), float(policy.explore_below),
                       hash64(f"{ask.user_id}\x00{ask.request_id}") >> 2, EXPLORED, float(rules.rate), rules.explorable,
                       rules.clicks)
-        if self.rows is None:
-            return self._answer(*compiled.page(*to_pool, *to_choose, *to_explore))
-        pool = compiled.pool(*to_pool)
-        self._lay_over_all(pool, dropped)
-        return self._answer(*compiled.choose(pool, *to_choose, len(session) > 0, *to_explore, dropped, to_pool[2],
-                                             bundle.hashes, bundle.vectors, bundle.norms, rules.blocked, bundle.impressions))
+        if isinstance(recs, ListCell) and bundle.id_arrays is not None:
+            overlaid = self.rows.hashes if self.rows is not None else _NO_HASHES
+            left, slot, split, *packed = packed_page(
+                np.frombuffer(recs.cell, np.uint8), recs.at, len(recs.scores), left_out, shown, overlaid, *to_pool, *to_choose,
+                *to_explore, bundle.age_days, *bundle.id_arrays)
+            if left >= 0:
+                return _unpacked(left, slot, split, *packed)
+        hashes, dropped = hashes_of(recs.item_ids), compiled.set_of(left_out)
+        pool = compiled.pool(hashes, dropped, shown, *to_pool)
+        if self.rows is not None:
+            self._lay_over_all(pool, dropped)
+        return self._answer(*compiled.choose(pool, np.array(recs.scores, np.float32), *to_choose, len(session) > 0, *to_explore,
+                                             dropped, shown, bundle.hashes, bundle.vectors, bundle.norms, rules.blocked,
+                                             bundle.impressions))
 
     def _left_out(self) -> U64:
         """Hashes of what is hidden, excluded, asked for or removed."""
         hidden, ask = self.signals.hidden, self.ask
         found = hidden.hashes if isinstance(hidden, Hidden) else hashes_of(tuple(hidden)) if hidden else _NO_HASHES
-        others = [hashes_of(tuple(ids)) for ids in (ask.exclude, ask.item_ids, self.removed) if ids]
+        others = [hashes_of(tuple(ids)) for ids in (ask.exclude, ask.item_ids) if ids]
+        if self.overlay is not None and self.removed:
+            others.append(self.overlay.removed_hashes)
         return np.concatenate([found, *others]) if others else found
 
     def _lay_over_all(self, pool: Any, dropped: U64) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from models.inference.bundle import Bundle
 from schemas.cells import RankedList, encode_recs
-from schemas.packed import read_recs
+from serving.ranking.listed import read_listed
 from serving.ranking.model import Ask, Candidates, Signals
 from serving.ranking.on_demand import make
 from serving.ranking.policy import Policies
@@ -30,7 +30,7 @@ def warm_up(policies: Policies, bundle: Bundle) -> None:
     n = len(ids)
     stored = RankedList(ids, np.linspace(1, 0, n, dtype=np.float32), ["popular"] * n, ["popular"] * n, [""] * n,
                       bundle.manifest.model_version, 0, 1)
-    recs = read_recs(encode_recs(stored))
+    recs = read_listed(encode_recs(stored))
     signals = Signals(known=True, session=[(i, 1.0) for i in ids[:3]], history=[(i, 3.0) for i in ids[:5]],
                       preference=dict.fromkeys(bundle.categories_of(int(bundle.by_popularity[0])), 1.0), low_confidence=True)
     shown = np.zeros(1, np.uint32)

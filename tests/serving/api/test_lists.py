@@ -85,13 +85,13 @@ def test_wrong_queries_are_refused_not_guessed(client, query):
     assert answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json"
 
 
-@given(st.text(max_size=40), st.lists(st.integers(0, 2**32 - 1), max_size=30), st.lists(st.text(max_size=12), max_size=20))
+@given(st.text(max_size=40), st.lists(st.integers(0, 2**32 - 1), max_size=30), st.lists(st.integers(0, 2**32 - 1), max_size=20))
 def test_a_cursor_reads_back(version, before, page):
     shown = np.array(before, np.uint32)
-    text = encode_cursor(version, shown, page)
+    text = encode_cursor(version, shown, np.array(page, np.uint32))
     if text is not None:
         found, hashes = decode_cursor(text)
-        assert found == version and len(hashes) == len(before) + len(page) and hashes[: len(before)].tolist() == before
+        assert found == version and hashes.tolist() == [*before, *page]
 
 
 @given(st.text(max_size=200) | st.binary(max_size=60).map(lambda raw: raw.hex()))
@@ -101,4 +101,4 @@ def test_anything_else_is_no_cursor(text):
 
 
 def test_a_cursor_is_bounded():
-    assert encode_cursor("v", np.zeros(995, np.uint32), [f"i{n}" for n in range(6)]) is None
+    assert encode_cursor("v", np.zeros(995, np.uint32), np.arange(6, dtype=np.uint32)) is None

@@ -156,7 +156,7 @@ def test_a_share_of_users_reads_the_challenger(published, server):
 
 def test_a_shadow_version_is_never_served_by_a_forged_cursor(published, server):
     published.put_list("ann", "shadow", ["secret"])
-    forged = encode_cursor("shadow", np.zeros(0, np.uint32), ["i0"])
+    forged = encode_cursor("shadow", np.zeros(0, np.uint32), np.ones(1, np.uint32))
     assert "secret" not in server.items("ann", cursor=forged)
 
 
