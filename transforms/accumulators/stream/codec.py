@@ -15,33 +15,34 @@ from transforms.accumulators.stream.table import Table
 
 
 def pack(layout: int, names: Mapping[str, Names], tables: Mapping[str, Table], parts: Mapping[str, tuple[str, str | None]],
-         horizon: int) -> bytes:
-    """Packs a state in one order whatever the order in which it was filled.
+         horizon: int, ordered: bool = True) -> bytes:
+    """Packs a state.
 
     Args:
       layout: version that ``unpack`` asks for.
       parts: for each table the names of its entities, and of its members (None: they are all 0).
       horizon: up to which rows were pruned.
+      ordered: in one order, whatever the order in which it was filled, and without the ids that nothing names any more. Else as
+        it lies in memory, in a tenth of the time.
     """
     columns: dict[str, pa.Array] = {}
     ranks: dict[str, Ints] = {}
     for name, known in names.items():
-        used = np.zeros(len(known), bool)
-        for part, (entity, member) in parts.items():
-            for role, codes in ((entity, tables[part].entity), (member, tables[part].member)):
-                if role == name:
-                    used[codes] = True
-        order = known.by_hash(np.flatnonzero(used))
+        there = known.by_hash(_used(name, len(known), tables, parts)) if ordered else np.arange(len(known))
         ranks[name] = np.full(len(known), -1, np.int64)
-        ranks[name][order] = np.arange(len(order))
-        ids = known.ids(order)
+        ranks[name][there] = np.arange(len(there))
+        ids = known.ids(there)
         columns[f"{name}.hash"], columns[f"{name}.id"] = pa.array(ids.hashes), ids.ids
     for name, table in tables.items():
         entity, member = parts[name]
         owner = ranks[entity][table.entity]
         other = ranks[member][table.member] if member else np.zeros(len(table), np.int64)
-        order = np.lexsort((other, table.pane, owner))
-        columns[f"{name}.entity"] = _narrow(np.diff(owner[order], prepend=0))
+        order: Ints | slice = slice(None)
+        if ordered:
+            order = np.lexsort((other, table.pane, owner))
+            columns[f"{name}.entity"] = _narrow(np.diff(owner[order], prepend=0))
+        else:
+            columns[f"{name}.owner"] = _narrow(owner)
         columns[f"{name}.pane"] = _narrow(_shifted(table.pane[order]))
         columns[f"{name}.base"] = pa.array([int(table.pane.min()) if len(table) else 0], pa.int64())
         if member:
@@ -71,10 +72,12 @@ def unpack(data: bytes, layout: int, names: Mapping[str, Names], tables: Mapping
         codes = {name: known.adopt(Ids(columns[f"{name}.hash"].to_numpy(), columns[f"{name}.id"]))
                  for name, known in names.items()}
         for name, table in tables.items():
-            if f"{name}.entity" not in columns:
+            if f"{name}.base" not in columns:
                 raise StateError(f"the state has no {name}: it was written by a job with fewer feature groups")
             entity, member = parts[name]
-            owner = codes[entity][np.cumsum(_wide(columns[f"{name}.entity"]))]
+            found_owner = _wide(columns[f"{name}.owner"]) if f"{name}.owner" in columns else \
+                np.cumsum(_wide(columns[f"{name}.entity"]))
+            owner = codes[entity][found_owner]
             pane = _wide(columns[f"{name}.pane"]) + columns[f"{name}.base"][0].as_py()
             other = codes[member][_wide(columns[f"{name}.member"])] if member else np.zeros(len(owner), np.int64)
             values = np.empty((len(owner), len(table.ops)), np.int64)
@@ -86,6 +89,16 @@ def unpack(data: bytes, layout: int, names: Mapping[str, Names], tables: Mapping
         raise
     except (pa.ArrowException, KeyError, StopIteration, ValueError, IndexError, OSError) as error:
         raise StateError(f"not a packed state: {error}") from error
+
+
+def _used(name: str, count: int, tables: Mapping[str, Table], parts: Mapping[str, tuple[str, str | None]]) -> Ints:
+    """Codes of names, of so many, that a table's rows have."""
+    used = np.zeros(count, bool)
+    for part, (entity, member) in parts.items():
+        for role, codes in ((entity, tables[part].entity), (member, tables[part].member)):
+            if role == name:
+                used[codes] = True
+    return np.flatnonzero(used)
 
 
 def _shifted(panes: Ints) -> Ints:

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from schemas.features import group as group_of
 from schemas.stream_cells import DECAY, DECAY_ONE, DECAY_PANES, DECAYED, PANE
 from transforms.accumulators.base import Extract, Lists
-from transforms.accumulators.frame import LOW, Ints
-from transforms.accumulators.kernels import best
+from transforms.accumulators.frame import Ints
 from transforms.accumulators.stream import packing
 from transforms.accumulators.stream.base import Cells
-from transforms.accumulators.stream.grouping import bounds_of, groups_of, places, text_ranks
+from transforms.accumulators.stream.grouping import bounds_of, text_ranks
+from transforms.accumulators.stream.heaviest import heaviest
 from transforms.accumulators.stream.names import Names
 from transforms.accumulators.stream.table import Table
 
@@ -52,32 +52,9 @@ def decayed_of(table: Table, codes: Ints, names: Names, cap: int, pane_cap: int 
     bounds, rows = table.rows_of(codes)
     has = np.diff(bounds) > 0
     codes, bounds = codes[has], np.concatenate(([0], bounds[1:][has]))
-    n = len(codes)
-    owner = np.repeat(np.arange(n), np.diff(bounds))
     last = table.pane[rows[bounds[1:] - 1]]
-    inside = (table.pane[rows] > last[owner] - DECAY_PANES) & (table.values[rows, 0] > 0)
-    rows, owner = rows[inside], owner[inside]
-    rank = text_ranks(names, table.member[rows].astype(np.int64))
-    if pane_cap is not None and len(rows):
-        pane = table.pane[rows]
-        new = np.flatnonzero(np.concatenate(([True], (owner[1:] != owner[:-1]) | (pane[1:] != pane[:-1]))))
-        kept = np.sort(best(np.append(new, len(rows)), (table.values[rows, 0] << 32) | (LOW - rank), pane_cap)[1])
-        rows, owner, rank = rows[kept], owner[kept], rank[kept]
-    order, starts, whose = groups_of(owner, rank)
-    rows, rank = rows[order], rank[order]
-    pane, weight = table.pane[rows], table.values[rows, 0]
-    score = DECAY[last[owner[order]] - pane] * weight
-    total = np.add.reduceat(score, starts) if len(rows) else score
-    ranked = np.lexsort((rank[starts], -total, whose))
-    ranked = ranked[places(bounds_of(whose, n)) < cap]
-    position = np.full(len(starts), -1, np.int64)
-    position[ranked] = np.arange(len(ranked))
-    at = np.repeat(position, np.diff(starts, append=len(rows)))
-    entries = np.flatnonzero(at >= 0)
-    entries = entries[np.lexsort((-pane[entries], at[entries]))]
-    member = table.member[rows[starts]].astype(np.int64)
-    return DecayedColumns(codes, last, bounds_of(whose[ranked], n), member[ranked], bounds_of(whose[ranked][at[entries]], n),
-                          at[entries], pane[entries], weight[entries])
+    found = heaviest(bounds, rows, table.rows, table.values, DECAY, cap, pane_cap or len(table), *names.utf8())
+    return DecayedColumns(codes, last, *found)
 
 
 def decayed_cells(group: str, found: DecayedColumns, newest: Ints, names: Names, members: Names) -> Cells:

@@ -33,8 +33,3 @@ def text_ranks(names: Names, codes: Ints) -> Ints:
     ranks = np.empty(len(distinct), np.int64)
     ranks[pc.sort_indices(names.strings(distinct)).to_numpy()] = np.arange(len(distinct))
     return ranks[index]
-
-
-def places(bounds: Ints) -> Ints:
-    """The position of each row within its owner's rows."""
-    return np.arange(bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds))

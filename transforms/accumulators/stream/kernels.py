@@ -12,6 +12,7 @@ Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.void]  # of table.ROW
 
 SUM, MIN, MAX, TIME, TIE, CARRY = 0, 1, 2, 3, 4, 5
 """How a value column is merged. TIME, TIE, CARRY... are one group: the row with the greatest (time, tie) wins whole."""
@@ -128,14 +129,13 @@ def _slot(entity: int, pane: int, member: int, mask: int) -> np.int64:
 
 
 @njit(cache=True, nogil=True)
-def upsert(slots: Codes, head: Codes, entity: Codes, pane: Ints, member: Codes, following: Codes, values: Ints, count: int,
-           ops: Ints, new_entity: Ints, new_pane: Ints, new_member: Ints, new_values: Ints, hot: Ints) -> int:
+def upsert(slots: Codes, head: Codes, rows: Rows, values: Ints, count: int, ops: Ints, new_entity: Ints, new_pane: Ints,
+           new_member: Ints, new_values: Ints, hot: Ints) -> int:
     """Merges n rows into a table, in any order and with repeats.
 
     Args:
       slots: open addressing over rows, -1 for free, a power of two with room; head: newest row of each entity, -1 for none.
-      entity, pane, member, following, values: the table's columns (values is (capacity, k)), with room for n more rows;
-        ``following`` chains the rows of an entity.
+      rows, values: the table's, the latter (capacity, k), with room for n more rows; ``following`` chains rows of an entity.
       count: rows in use.
       ops: (k,) how each value is merged.
       new_values: (n, k), or (n, j) with the last j values.
@@ -151,13 +151,13 @@ def upsert(slots: Codes, head: Codes, entity: Codes, pane: Ints, member: Codes, 
         e, p, m = new_entity[i], new_pane[i], new_member[i]
         at = _slot(e, p, m, mask)
         row = slots[at]
-        while row >= 0 and (entity[row] != e or pane[row] != p or member[row] != m):
+        while row >= 0 and (rows[row].entity != e or rows[row].pane != p or rows[row].member != m):
             at = (at + 1) & mask
             row = slots[at]
         if row < 0:
             slots[at] = count
-            entity[count], pane[count], member[count] = e, p, m
-            following[count] = head[e]
+            rows[count].entity, rows[count].pane, rows[count].member = e, p, m
+            rows[count].following = head[e]
             head[e] = count
             for c in range(sparse):
                 values[count, c] = 0
@@ -193,21 +193,22 @@ def upsert(slots: Codes, head: Codes, entity: Codes, pane: Ints, member: Codes, 
 
 
 @njit(cache=True, nogil=True)
-def reindex(slots: Codes, entity: Codes, pane: Ints, member: Codes, count: int) -> None:
+def reindex(slots: Codes, rows: Rows, count: int) -> None:
     """Fills empty slots with the rows of a table."""
     mask = len(slots) - 1
     for i in range(count):
-        at = _slot(entity[i], pane[i], member[i], mask)
+        at = _slot(rows[i].entity, rows[i].pane, rows[i].member, mask)
         while slots[at] >= 0:
             at = (at + 1) & mask
         slots[at] = i
 
 
 @njit(cache=True, nogil=True)
-def chained(head: Codes, following: Codes, pane: Ints, codes: Ints, least: Ints) -> tuple[Ints, Ints]:
+def chained(head: Codes, rows: Rows, codes: Ints, least: Ints) -> tuple[Ints, Ints]:
     """Rows of some entities, each entity's in ascending order of their panes.
 
     Args:
+      rows: of a table.
       codes: (n,) entities, distinct; one beyond ``head`` has no rows.
       least: (n,) the first pane wanted of each.
 
@@ -215,37 +216,37 @@ def chained(head: Codes, following: Codes, pane: Ints, codes: Ints, least: Ints)
       bounds (n + 1,) and rows.
     """
     bounds = np.zeros(len(codes) + 1, np.int64)
+    found, panes = np.empty(4 * len(codes) + 64, np.int64), np.empty(4 * len(codes) + 64, np.int64)
+    end = 0
     for i in range(len(codes)):
-        n = 0
-        row = head[codes[i]] if codes[i] < len(head) else -1
+        start = end
+        row = np.int64(head[codes[i]] if codes[i] < len(head) else -1)
         while row >= 0:
-            n += pane[row] >= least[i]
-            row = following[row]
-        bounds[i + 1] = bounds[i] + n
-    rows = np.empty(bounds[len(codes)], np.int64)
-    for i in range(len(codes)):
-        at = bounds[i + 1]
-        row = head[codes[i]] if codes[i] < len(head) else -1
-        while row >= 0:
-            if pane[row] >= least[i]:
-                at -= 1
-                rows[at] = row
-            row = following[row]
-        start, end = bounds[i], bounds[i + 1]
+            if rows[row].pane >= least[i]:
+                if end == len(found):
+                    found, panes = np.append(found, np.empty_like(found)), np.append(panes, np.empty_like(panes))
+                found[end], panes[end] = row, rows[row].pane
+                end += 1
+            row = rows[row].following
+        bounds[i + 1] = end
+        for j in range((end - start) // 2):  # the newest came first
+            x, y = start + j, end - 1 - j
+            found[x], found[y] = found[y], found[x]
+            panes[x], panes[y] = panes[y], panes[x]
         ordered = True
         for j in range(start + 1, end):
-            ordered &= pane[rows[j - 1]] <= pane[rows[j]]
+            ordered &= panes[j - 1] <= panes[j]
         if ordered:
             continue
         if end - start > 64:
-            part = rows[start:end].copy()
-            rows[start:end] = part[np.argsort(pane[part], kind="mergesort")]
+            part = found[start:end].copy()
+            found[start:end] = part[np.argsort(panes[start:end], kind="mergesort")]
             continue
         for j in range(start + 1, end):
-            row = rows[j]
+            row, pane = found[j], panes[j]
             at = j
-            while at > start and pane[rows[at - 1]] > pane[row]:
-                rows[at] = rows[at - 1]
+            while at > start and panes[at - 1] > pane:
+                found[at], panes[at] = found[at - 1], panes[at - 1]
                 at -= 1
-            rows[at] = row
-    return bounds, rows
+            found[at], panes[at] = row, pane
+    return bounds, found[:end].copy()

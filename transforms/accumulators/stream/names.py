@@ -103,6 +103,10 @@ class Names:
         """UTF-8 of the ids of codes: offsets (n + 1,) and bytes."""
         return kernels.take_strings(self._ends, self._data, codes)
 
+    def utf8(self) -> tuple[Ints, npt.NDArray[np.uint8]]:
+        """UTF-8 of every id, in place: ends (n + 1,), the first of them 0, and bytes."""
+        return self._ends[: self.count + 1], self._data
+
     def strings(self, codes: Ints) -> pa.Array:
         """Ids of codes as large strings, (n,)."""
         offsets, data = self.texts(codes)

@@ -163,10 +163,11 @@ class TableState(StreamAccumulator):
             table.add(owners[seen:], pane[seen:], members[seen:], values[seen:])
         self._limit = 2 * len(self) + _SLACK
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, ordered: bool = True) -> bytes:
         """See StreamAccumulator."""
-        self.compact()
-        return codec.pack(self.LAYOUT, self.names, self.tables, self.parts, self.horizon)
+        if ordered:
+            self.compact()
+        return codec.pack(self.LAYOUT, self.names, self.tables, self.parts, self.horizon, ordered)
 
     @classmethod
     def from_bytes(cls, data: bytes, groups: Iterable[str] | None = None) -> Self:

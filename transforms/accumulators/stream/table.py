@@ -10,6 +10,8 @@ from transforms.accumulators.stream import kernels
 
 NONE = np.int64(-(1 << 62))
 """Before every pane."""
+ROW = np.dtype([("entity", np.int32), ("member", np.int32), ("pane", np.int64), ("following", np.int64)])
+"""Key of a row and its entity's next row: side by side, for rows are reached in any order and each reach may miss a cache."""
 
 
 class Table:
@@ -26,10 +28,7 @@ class Table:
         self.count = 0
         self._slots = np.full(1 << (2 * room - 1).bit_length(), -1, np.int32)
         self._head = np.full(8, -1, np.int32)
-        self._entity = np.empty(room, np.int32)
-        self._pane = np.empty(room, np.int64)
-        self._member = np.empty(room, np.int32)
-        self._following = np.empty(room, np.int32)
+        self._rows = np.empty(room, ROW)
         self._values = np.empty((room, len(self.ops)), np.int64)
 
     def __len__(self) -> int:
@@ -38,23 +37,27 @@ class Table:
     @property
     def nbytes(self) -> int:
         """Memory in use."""
-        return sum(a.nbytes for a in (self._slots, self._head, self._entity, self._pane, self._member, self._following,
-                                      self._values))
+        return sum(a.nbytes for a in (self._slots, self._head, self._rows, self._values))
+
+    @property
+    def rows(self) -> npt.NDArray[np.void]:
+        """(n,) of ROW."""
+        return self._rows[: self.count]
 
     @property
     def entity(self) -> npt.NDArray[np.int32]:
         """(n,) entity codes."""
-        return self._entity[: self.count]
+        return self._rows["entity"][: self.count]
 
     @property
     def pane(self) -> Ints:
         """(n,) panes."""
-        return self._pane[: self.count]
+        return self._rows["pane"][: self.count]
 
     @property
     def member(self) -> npt.NDArray[np.int32]:
         """(n,) member codes."""
-        return self._member[: self.count]
+        return self._rows["member"][: self.count]
 
     @property
     def values(self) -> Ints:
@@ -72,28 +75,27 @@ class Table:
         if n == 0:
             return
         self._reserve(self.count + n, int(entity.max()) + 1)
-        self.count = kernels.upsert(self._slots, self._head, self._entity, self._pane, self._member, self._following,
-                                    self._values, self.count, self._ops, entity, pane, member, values,
-                                    entity if hot is None else hot)
+        self.count = kernels.upsert(self._slots, self._head, self._rows, self._values, self.count, self._ops, entity, pane,
+                                    member, values, entity if hot is None else hot)
 
     def _reserve(self, rows: int, entities: int) -> None:
         if entities > len(self._head):
             head = np.full(max(entities, 2 * len(self._head)), -1, np.int32)
             head[: len(self._head)] = self._head
             self._head = head
-        if rows > len(self._entity):
-            room = max(rows, 3 * len(self._entity) // 2)
-            for name in ("_entity", "_pane", "_member", "_following", "_values"):
+        if rows > len(self._rows):
+            room = max(rows, 3 * len(self._rows) // 2)
+            for name in ("_rows", "_values"):
                 old = getattr(self, name)
                 new = np.empty((room, *old.shape[1:]), old.dtype)
                 new[: self.count] = old[: self.count]
                 setattr(self, name, new)
         if 2 * rows > len(self._slots):
             self._slots = np.full(1 << (3 * rows - 1).bit_length(), -1, np.int32)
-            kernels.reindex(self._slots, self._entity, self._pane, self._member, self.count)
+            kernels.reindex(self._slots, self._rows, self.count)
 
     def rows_of(self, entities: Ints, least: Ints | None = None) -> tuple[Ints, Ints]:
         """Rows of distinct entities from the pane ``least`` (n,) on: bounds (n + 1,), and rows by ascending pane."""
         if least is None:
             least = np.full(len(entities), NONE)
-        return kernels.chained(self._head, self._following, self._pane, entities, least)
+        return kernels.chained(self._head, self._rows, entities, least)

@@ -305,8 +305,8 @@ class Bucket:
 
     def snapshot(self) -> bytes:
         """Everything but the marker; the deltas so far are in it. After a flush only: what is dirty still is in ``extra``."""
-        data = msgspec.msgpack.encode(_Snapshot(LAYOUT, self.state.to_bytes(), sorted(self._panes), sorted(self._hours),
-                                                self.extra()))
+        state = self.state.to_bytes(ordered=False)
+        data = msgspec.msgpack.encode(_Snapshot(LAYOUT, state, sorted(self._panes), sorted(self._hours), self.extra()))
         self.snapshot_bytes = len(data)
         self.marker = dataclasses.replace(self.marker, deltas=0, delta_bytes=0)
         return data
