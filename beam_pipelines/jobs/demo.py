@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow.compute as pc
@@ -98,17 +99,21 @@ def run(config: Config, data: str | None, spec: WorldSpec, on_step: Callable[[da
     users = _examples(config, as_of)
     root = config.workspace.root
     flags = "" if root == Path("workspace").absolute() else f" --workspace {_short(root)}"
-    return DemoReport(str(root), flags.strip(), loaded, report, users, time.monotonic() - started, _commands(users, flags))
+    return DemoReport(str(root), flags.strip(), loaded, report, users, time.monotonic() - started,
+                      _commands(users, flags, root))
 
 
-def _commands(users: Sequence[UserExample], flags: str) -> list[str]:
+def _commands(users: Sequence[UserExample], flags: str, root: Path) -> list[str]:
     """What to type next; each speaks about this workspace."""
     program = Path(sys.argv[0])
     beamrec = _short(program.absolute()) if program.name == "beamrec" else "beamrec"
     user = users[0].user_id if users else "ID"
     item = users[0].items[0].item_id if users and users[0].items else "ID"
     query = f"user_id={user}&context=homepage&page_size=20"
-    return [f"{beamrec} show user {user}{flags}", f"{beamrec} show item {item}{flags}", f"{beamrec} serve{flags}",
+    log = f"--log dir:{_short(root)}/log"
+    return [f"{beamrec} show user {user}{flags}", f"{beamrec} show item {item}{flags}",
+            f"{beamrec} serve {log}{flags}", f"{beamrec} stream {log}{flags}   # in a second terminal",
+            f"http://127.0.0.1:8000/#/user/{quote(user, safe='')}   # in a browser: click something, and the list changes",
             f"curl 'http://127.0.0.1:8000/v1/recommendations?{query}'", f"{beamrec} run{flags}", f"{beamrec} --help"]
 
 

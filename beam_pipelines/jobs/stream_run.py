@@ -203,8 +203,11 @@ def launched(config: StreamConfig, resume: bool = False, services: Path | None =
         if resume:
             raise UserError("Prism keeps no checkpoints: --resume needs --runner flink")
         found = prism.Prism.found(services / "prism")
-        context = contextlib.nullcontext(found) if found is not None and found.healthy() else \
-            prism.running(space.root / "scratch" / f"prism-{config.name}")
+        if found is not None and found.healthy():
+            context: contextlib.AbstractContextManager[prism.Prism] = contextlib.nullcontext(found)
+        else:
+            prism.ensure(_log.warning)
+            context = prism.running(space.root / "scratch" / f"prism-{config.name}")
         with context as server:
             flags = server.pipeline_options(name)
             if job_endpoint:

@@ -1,5 +1,5 @@
 // Events posted as the user, and how long each takes until the stream's features know it.
-import {credentials} from "./api.js";
+import {credentials, get} from "./api.js";
 import {span} from "./dom.js";
 
 /** What can be done to an item: event type -> the button's words. */
@@ -19,6 +19,8 @@ export class Actions {
 
   /** Posts an event: {at, seconds} once it is durable, or {refused: reason}. */
   async send(type, fields) {
+    const server = await get("/v1/status", {}, this.signal).catch(() => null);
+    if (server && server.events === null) return {refused: "this server takes no events; start it as: beamrec serve --log dir:workspace/log"};
     this.counts[type] = count(await this.readProfile().catch(() => null), type);
     const at = Date.now(), started = performance.now();
     const id = this.client.track(type, {...fields, device: matchMedia("(max-width: 40rem)").matches ? "mobile" : "desktop"});
