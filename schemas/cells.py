@@ -8,9 +8,10 @@ ids; a ``recs`` cell is a ranked list (see RankedList). Decoding many vectors of
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ _FEW_IDS = 20
 SOURCES = ("two_tower", "item_cf", "popular", "ranker", "trending", "content", "exploration")
 REASONS = ("because_you_watched", "similar_taste", "popular", "trending", "new", "discovery", "similar_item", "goes_together")
 """Names behind the one-byte codes of a ranked list: only ever append."""
+_SOURCE_CODES, _REASON_CODES = bytes(range(len(SOURCES))), bytes(range(len(REASONS)))
+_Ids = TypeVar("_Ids", bound=Sequence[str])
 
 
 class CellError(ValueError):
@@ -107,16 +110,20 @@ def encode_list(
 
 def decode_list(cell: bytes) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """(ids, times (n,), scores (n,)) of a list cell; raises CellError."""
+    return parse_list(cell, unpack_ids)
+
+
+def parse_list(cell: bytes, read_ids: Callable[[bytes, int, int], tuple[_Ids, int]],
+               ) -> tuple[_Ids, npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """decode_list with another reader of ids: see unpack_ids."""
     _, count = _header(cell, LIST)
     at = HEADER_BYTES
     if len(cell) < at + 16 * count:
         raise CellError(f"a list of {count} has at least {at + 16 * count} bytes, this cell {len(cell)}")
-    times = np.frombuffer(cell, "<i8", count, at)
-    scores = np.frombuffer(cell, "<f4", count, at + 8 * count)
-    ids, end = _unpack_ids(cell, at + 12 * count, count)
+    ids, end = read_ids(cell, at + 12 * count, count)
     if end != len(cell):
         raise CellError(f"{len(cell) - end} bytes after the end of a list")
-    return ids, times, scores
+    return ids, np.frombuffer(cell, "<i8", count, at), np.frombuffer(cell, "<f4", count, at + 8 * count)
 
 
 def encode_recs(recs: RankedList) -> bytes:
@@ -133,22 +140,33 @@ def encode_recs(recs: RankedList) -> bytes:
 
 def decode_recs(cell: bytes) -> RankedList:
     """A ranked list; raises CellError."""
+    return parse_recs(cell, unpack_ids, _named)
+
+
+def parse_recs(cell: bytes, read_ids: Callable[[bytes, int, int], tuple[Sequence[str], int]],
+               named: Callable[[bytes, tuple[str, ...]], Sequence[str]]) -> RankedList:
+    """decode_recs with other readers of ids (see unpack_ids) and of names behind codes, of which all are right."""
     _, count = _header(cell, RECS)
     try:
         generated, expires, size = _RECS.unpack_from(cell, HEADER_BYTES)
         at = HEADER_BYTES + _RECS.size
-        version = cell[at : at + size].decode()
+        version = str(cell[at : at + size], "utf-8")
         at += size
         scores = np.frombuffer(cell, "<f4", count, at)
-        sources = [SOURCES[c] for c in cell[at + 4 * count : at + 5 * count]]
-        reasons = [REASONS[c] for c in cell[at + 5 * count : at + 6 * count]]
-    except (struct.error, ValueError, IndexError) as error:
+    except (struct.error, ValueError) as error:
         raise CellError(f"a broken ranked list: {error}") from error
-    ids, at = _unpack_ids(cell, at + 6 * count, count)
-    because, at = _unpack_ids(cell, at, count)
+    sources, reasons = cell[at + 4 * count : at + 5 * count], cell[at + 5 * count : at + 6 * count]
+    if sources.translate(None, _SOURCE_CODES) or reasons.translate(None, _REASON_CODES):
+        raise CellError("a broken ranked list: a code that names nothing")
+    ids, at = read_ids(cell, at + 6 * count, count)
+    because, at = read_ids(cell, at, count)
     if at != len(cell):
         raise CellError(f"{len(cell) - at} bytes after the end of a ranked list")
-    return RankedList(ids, scores, sources, reasons, because, version, generated, expires)
+    return RankedList(ids, scores, named(sources, SOURCES), named(reasons, REASONS), because, version, generated, expires)
+
+
+def _named(codes: bytes, names: tuple[str, ...]) -> list[str]:
+    return [names[code] for code in codes]
 
 
 def _pack_ids(ids: Sequence[str]) -> bytes:
@@ -156,7 +174,8 @@ def _pack_ids(ids: Sequence[str]) -> bytes:
     return np.cumsum([len(r) for r in raw], dtype="<u4").tobytes() + b"".join(raw)
 
 
-def _unpack_ids(cell: bytes, at: int, count: int) -> tuple[list[str], int]:
+def unpack_ids(cell: bytes, at: int, count: int) -> tuple[list[str], int]:
+    """The n ids whose offsets begin at a byte, and the byte behind them; raises CellError."""
     if len(cell) < at + 4 * count:
         raise CellError(f"the cell ends before the offsets of {count} ids")
     base = at + 4 * count

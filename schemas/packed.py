@@ -5,14 +5,13 @@ The same answers, and the same errors, as the readers of schemas.cells.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.cells import _RECS, HEADER_BYTES, LIST, REASONS, RECS, SOURCES, CellError, RankedList, _header, _unpack_ids
+from schemas.cells import LIST, CellError, RankedList, _header, parse_list, parse_recs, unpack_ids
 
 Ends = npt.NDArray[np.uint32]
 
@@ -88,24 +87,83 @@ class PackedIds(_Lazy):
         return [str(raw[a:b], "ascii") for a, b in zip(starts, self.ends[at].tolist(), strict=True)]
 
 
-class Coded(_Lazy):
-    """n names behind one-byte codes."""
+class ListIds(_Lazy):
+    """The ids of a list cell that was found right."""
 
-    __slots__ = ("_codes", "_names")
+    __slots__ = ("_cell",)
 
-    def __init__(self, codes: bytes, names: tuple[str, ...]) -> None:
-        self._codes, self._names, self._made = codes, names, None
+    def __init__(self, cell: bytes) -> None:
+        self._cell, self._made = cell, None
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return _header(self._cell, LIST)[1]
 
     def _make(self) -> list[str]:
-        names = self._names
-        return [names[code] for code in self._codes]
+        return list(read_list(self._cell)[0])
+
+
+class Weighted(Sequence[tuple[str, float]]):
+    """Ids with weights, of which tuples are made when somebody looks.
+
+    Attributes:
+      ids: n; weights: (n,) float32; hashes: (n,) hash64 of each.
+    """
+
+    __slots__ = ("_made", "hashes", "ids", "weights")
+
+    def __init__(self, ids: PackedIds, weights: npt.NDArray[np.float32], hashes: npt.NDArray[np.uint64]) -> None:
+        self.ids, self.weights, self.hashes = ids, weights, hashes
+        self._made: list[tuple[str, float]] | None = None
+
+    @property
+    def listed(self) -> list[tuple[str, float]]:
+        """All of them."""
+        if self._made is None:
+            self._made = list(zip(self.ids, self.weights.tolist(), strict=True))
+        return self._made
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[str, float]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[tuple[str, float]]: ...
+
+    def __getitem__(self, at: int | slice) -> tuple[str, float] | list[tuple[str, float]]:
+        return self.listed[at]
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        return iter(self.listed)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self.listed == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self.listed)
+
+
+class Coded(_Lazy):
+    """n names behind one-byte codes: ``names[code]`` for each of ``codes``."""
+
+    __slots__ = ("codes", "names")
+
+    def __init__(self, codes: bytes, names: tuple[str, ...]) -> None:
+        self.codes, self.names, self._made = codes, names, None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def _make(self) -> list[str]:
+        names = self.names
+        return [names[code] for code in self.codes]
 
     def take(self, places: Sequence[int]) -> list[str]:
         """Some of them."""
-        codes, names = self._codes, self._names
+        codes, names = self.codes, self.names
         return [names[codes[at]] for at in places]
 
 
@@ -123,39 +181,17 @@ def read_ids(cell: bytes, at: int, count: int) -> tuple[Sequence[str], int]:
     end = base + int(ends[-1]) if count else base
     raw = cell[base:end]
     if not raw.isascii() or len(cell) < end:
-        return _unpack_ids(cell, at, count)
-    if count > 1 and (ends[1:] < ends[:-1]).any():
+        return unpack_ids(cell, at, count)
+    if count > 1 and b"\1" in (ends[1:] < ends[:-1]).tobytes():  # any() takes longer
         raise CellError("the ids of a cell do not fit in it")
     return PackedIds(raw, ends), end
 
 
 def read_list(cell: bytes) -> tuple[Sequence[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """schemas.cells.decode_list."""
-    _, count = _header(cell, LIST)
-    if len(cell) < HEADER_BYTES + 16 * count:
-        raise CellError(f"a list of {count} has at least {HEADER_BYTES + 16 * count} bytes, this cell {len(cell)}")
-    ids, end = read_ids(cell, HEADER_BYTES + 12 * count, count)
-    if end != len(cell):
-        raise CellError(f"{len(cell) - end} bytes after the end of a list")
-    return ids, np.frombuffer(cell, "<i8", count, HEADER_BYTES), np.frombuffer(cell, "<f4", count, HEADER_BYTES + 8 * count)
+    return parse_list(cell, read_ids)
 
 
 def read_recs(cell: bytes) -> RankedList:
     """schemas.cells.decode_recs."""
-    _, count = _header(cell, RECS)
-    try:
-        generated, expires, size = _RECS.unpack_from(cell, HEADER_BYTES)
-        at = HEADER_BYTES + _RECS.size
-        version = cell[at : at + size].decode()
-        at += size
-        scores = np.frombuffer(cell, "<f4", count, at)
-    except (struct.error, ValueError) as error:
-        raise CellError(f"a broken ranked list: {error}") from error
-    sources, reasons = cell[at + 4 * count : at + 5 * count], cell[at + 5 * count : at + 6 * count]
-    if len(reasons) < count or (count and (max(sources) >= len(SOURCES) or max(reasons) >= len(REASONS))):
-        raise CellError("a broken ranked list: a code that names nothing")
-    ids, at = read_ids(cell, at + 6 * count, count)
-    because, at = read_ids(cell, at, count)
-    if at != len(cell):
-        raise CellError(f"{len(cell) - at} bytes after the end of a ranked list")
-    return RankedList(ids, scores, Coded(sources, SOURCES), Coded(reasons, REASONS), because, version, generated, expires)
+    return parse_recs(cell, read_ids, Coded)

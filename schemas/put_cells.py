@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from schemas.cells import HEADER_BYTES, LAYOUT, CellError, _header, _pack_ids, _unpack_ids, decode_list, encode_list
+from schemas.cells import HEADER_BYTES, LAYOUT, CellError, _header, _pack_ids, decode_list, encode_list, unpack_ids
 
 PUT = 7
 PUTS = "put"
@@ -67,7 +67,7 @@ def decode_puts(cell: bytes) -> dict[str, Put]:
         raise CellError(f"{count} values need more than {len(cell)} bytes")
     times = np.frombuffer(cell, "<i8", count, HEADER_BYTES).tolist()
     ttls = np.frombuffer(cell, "<u4", count, HEADER_BYTES + 8 * count).tolist()
-    names, at = _unpack_ids(cell, HEADER_BYTES + 12 * count, count)
+    names, at = unpack_ids(cell, HEADER_BYTES + 12 * count, count)
     if len(cell) < at + 4 * count:
         raise CellError(f"the cell ends before the offsets of {count} values")
     ends = np.frombuffer(cell, "<u4", count, at).tolist()

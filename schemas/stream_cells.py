@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from schemas.cells import HEADER_BYTES, LAYOUT, CellError, _header, _unpack_ids, decode_list
+from schemas.cells import HEADER_BYTES, LAYOUT, CellError, _header, decode_list, unpack_ids
 from schemas.features import features_of
 from schemas.features import group as group_of
 from schemas.workspace import DAY_MICROS
@@ -176,11 +176,11 @@ def decode_session(cell: bytes) -> Session:
     *numbers, categories = _SESSION.unpack_from(cell, HEADER_BYTES)
     times = np.frombuffer(cell, "<i8", count, at)
     scores = np.frombuffer(cell, "<f4", count, at + 8 * count)
-    items, at = _unpack_ids(cell, at + 12 * count, count)
+    items, at = unpack_ids(cell, at + 12 * count, count)
     if len(cell) < at + 8 * categories:
         raise CellError(f"the cell ends before the weights of {categories} categories")
     weights = np.frombuffer(cell, "<i8", categories, at)
-    names, end = _unpack_ids(cell, at + 8 * categories, categories)
+    names, end = unpack_ids(cell, at + 8 * categories, categories)
     if end != len(cell):
         raise CellError(f"{len(cell) - end} bytes after the end of a session")
     return Session(**dict(zip(SESSION_FIELDS, numbers, strict=True)), items=(items, times, scores), categories=names,
@@ -229,7 +229,7 @@ def decode_decayed(cell: bytes) -> Decayed:
     if len(cell) < HEADER_BYTES + _DECAYED.size:
         raise CellError("the cell ends before its last pane")
     last, entries = _DECAYED.unpack_from(cell, HEADER_BYTES)
-    ids, at = _unpack_ids(cell, HEADER_BYTES + _DECAYED.size, count)
+    ids, at = unpack_ids(cell, HEADER_BYTES + _DECAYED.size, count)
     if len(cell) != at + 7 * entries:
         raise CellError(f"{entries} entries end at byte {at + 7 * entries}, this cell has {len(cell)}")
     found = Decayed(last, ids, np.frombuffer(cell, "<u2", entries, at),

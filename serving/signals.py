@@ -12,16 +12,28 @@ import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.cells import CellError, decode_vector
+from schemas.cells import LAYOUT, CellError, decode_vector
 from schemas.features import REGISTRY, SEGMENTS
-from schemas.keys import STREAM_JOB, SUPPRESS_DAYS, SUPPRESSED, USER, row_key
-from schemas.packed import read_list
+from schemas.keys import STREAM_JOB, SUPPRESS_DAYS, SUPPRESSED, USER, hash64, row_key
+from schemas.packed import ListIds, PackedIds, Weighted, read_list
 from schemas.put_cells import PUTS, Put, decode_puts
-from schemas.stream_cells import RECENT_WINDOW, Session, decayed_scores, decode_session, ring_values, session_numbers
+from schemas.stream_cells import (
+    DECAY,
+    DECAY_PANES,
+    RECENT_WINDOW,
+    RINGS,
+    SESSION_GAP,
+    Session,
+    decayed_scores,
+    decode_session,
+    ring_values,
+    session_numbers,
+)
 from schemas.workspace import DAY_MICROS
 from serving.catalogue import USER_GROUP, decode_user
 from serving.features import STATUS_SECONDS, StatusCache, together
@@ -29,6 +41,18 @@ from serving.merge import BATCH_ROW, Cells, Listed, StreamStatus, is_fresh
 from serving.ranking.model import Hidden, Signals, Touched
 from serving.stores.aio import AsyncSqliteStore, AsyncStore
 from serving.stores.base import ANY, Cell, Family
+from serving.user_kernel import (
+    ITEM_SCORES,
+    ITEMS,
+    LIKED,
+    LIKED_END,
+    NAMES,
+    NAMES_END,
+    OPEN,
+    PAIRS,
+    RANKED,
+    read_cells,
+)
 
 _WANTED: dict[Family, tuple[str, ...]] = {
     "batch": ("user_stats", "user_affinity", "user_last_items", "user_consumed", PUTS),
@@ -40,14 +64,28 @@ _STATS = REGISTRY.features_of("user_stats")
 _SEGMENT_AT = [f.name for f in _STATS].index("segment")
 _RINGS = {group: [f.name for f in REGISTRY.features_of(group)] for group in ("user_panes", "user_day")}
 _Read = tuple[Sequence[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]
-_RING_WIDTHS = tuple((group, len(names)) for group, names in _RINGS.items())
 _NO_ITEMS: Listed = [], np.zeros(0, np.int64), np.zeros(0, np.float32)
 _SESSION_NAMES = tuple(session_numbers(Session(0, 0, 0, 0, 0, 0, 0, 0, 0, _NO_ITEMS, [], np.zeros(0, np.int64))))
-_NAMES = (*(f.name for f in _STATS), *(name for names in _RINGS.values() for name in names), *_SESSION_NAMES)
-_NAMES_DIFFER = len(set(_NAMES)) == len(_NAMES)
-_TTLS = np.array([f.ttl for f in _STATS], np.float64)
-_NO_STATS, _NO_SESSION = np.full(len(_STATS), np.nan), np.full(len(_SESSION_NAMES), np.nan)
-_STREAMED = ("user_panes", "user_day", "user_session", "user_preference", "user_recent")
+NUMBERS = (*(f.name for f in _STATS), *(name for names in _RINGS.values() for name in names), *_SESSION_NAMES)
+"""Numbers of a user, in the order in which they are told."""
+_NAMES_DIFFER = len(set(NUMBERS)) == len(NUMBERS)
+_NO_SEGMENT = _FEATURES["segment"].default or 0.0
+_STREAMED = frozenset(("user_panes", "user_day", "user_session", "user_preference", "user_recent"))
+_COUNTED = ("user_panes", "user_day", "user_session", "user_preference")
+_NO_CELLS = [None] * len(_COUNTED)
+
+
+@functools.cache
+def _plan() -> npt.NDArray[np.int64]:
+    """See serving.user_kernel; made at the first reader, when it also compiles: seconds on a new machine, else 50 ms."""
+    panes, day = RINGS["user_panes"], RINGS["user_day"]
+    if (panes.windows, day.windows) != ((1, panes.size), (day.size,)):
+        raise NotImplementedError("user_kernel counts a ring's newest pane and the whole ring")
+    events = len(_RINGS["user_day"])
+    plan = np.array([len(_STATS), events, panes.step, panes.size, day.step, day.size, SESSION_GAP, LAYOUT, DECAY_PANES,
+                     *(f.ttl for f in _STATS), *DECAY], np.int64)
+    read_cells(np.frombuffer(b"\0", np.uint8), -1, -1, -1, -1, -1, -1, 0, 0, 0, plan)
+    return plan
 
 
 class SignalReader:
@@ -59,6 +97,7 @@ class SignalReader:
 
     def __init__(self, job: str = STREAM_JOB, status_seconds: float = STATUS_SECONDS) -> None:
         self._status = StatusCache(job, status_seconds)
+        _plan()
 
     async def read(self, store: AsyncStore, user_id: str, now: int, timeout: float | None = None) -> Signals:
         """The signals of a user at ``now`` (microseconds), within ``timeout`` seconds.
@@ -89,28 +128,110 @@ class SignalReader:
 
 def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus | None, now: int) -> Signals:
     """Signals from the cells of a user; raises CellError."""
-    batch, stream, meta = cells["batch"], cells["stream"], cells["meta"]
+    batch, stream = cells["batch"], cells["stream"]
     alive = status is not None and status.alive(_FEATURES["recent_items"], now)
-    puts = decode_puts(batch[PUTS].value) if PUTS in batch else {}
-    held = _Batch(batch, puts, now)
-    since = now - SUPPRESS_DAYS * DAY_MICROS
-    suppressed = frozenset(group[len(SUPPRESSED):] for group, cell in stream.items()
-                           if group.startswith(SUPPRESSED) and cell.timestamp >= since)
-    hidden = Hidden(held.listed("consumed_items", "user_consumed", counts_always=True)[0], suppressed)
-    in_batch, in_stream = BATCH_ROW["user"] in batch, any(group in stream for group in _STREAMED)
-    session = decode_session(stream["user_session"].value) if alive and "user_session" in stream else None
-    session = session if session is not None and session.is_open(now) else None
-    values = _Values(batch, stream, puts, session, alive, now)
+    found = None if PUTS in batch or not _NAMES_DIFFER else _read_at_once(batch, stream, alive, now)
+    return _signals(cells, found or _read_each(batch, stream, alive, now), alive, now)
+
+
+class _Found(NamedTuple):
+    """What the cells of a user say."""
+
+    hidden: Hidden
+    suppressed: frozenset[str]
+    session: Sequence[tuple[str, float]]
+    preference: Mapping[str, float]
+    segment: float
+    values: _Values
+    held: _Batch
+
+
+def _signals(cells: Mapping[Family, Mapping[str, Cell]], found: _Found, alive: bool, now: int) -> Signals:
+    batch, stream, meta = cells["batch"], cells["stream"], cells["meta"]
+    in_batch, in_stream = BATCH_ROW["user"] in batch, not _STREAMED.isdisjoint(stream)
+    user = meta.get(USER_GROUP)
     return Signals(
         known=bool(batch) or in_stream,
-        hidden=hidden, suppressed=suppressed,
-        session=list(zip(session.items[0], session.items[2].tolist(), strict=True)) if session is not None else (),
-        history=Touched(functools.partial(_history, stream.get("user_recent") if alive else None, held, now)),
-        preference=_preference(stream.get("user_preference") if alive else None, held, now),
+        hidden=found.hidden, suppressed=found.suppressed,
+        session=found.session,
+        history=Touched(functools.partial(_history, stream.get("user_recent") if alive else None, found.held, now)),
+        preference=found.preference,
         low_confidence=in_stream and not in_batch,
-        segment=SEGMENTS[int(held.segment)] if batch else "new" if in_stream else None,
-        attributes=_attributes(meta.get(USER_GROUP)),
-        values=values, sources=_Sources(values))
+        segment=SEGMENTS[int(found.segment)] if batch else "new" if in_stream else None,
+        attributes=_attributes(user) if user is not None else {},
+        values=found.values, sources=_Sources(found.values))
+
+
+def _read_each(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found:
+    """Cell by cell, whatever is in them; raises CellError."""
+    puts = decode_puts(batch[PUTS].value) if PUTS in batch else {}
+    held = _Batch(batch, puts, now)
+    suppressed = frozenset(_suppressed(stream, now))
+    hidden = Hidden(held.listed("consumed_items", "user_consumed", counts_always=True)[0], suppressed)
+    session = decode_session(stream["user_session"].value) if alive and "user_session" in stream else None
+    session = session if session is not None and session.is_open(now) else None
+    return _Found(hidden, suppressed,
+                  list(zip(session.items[0], session.items[2].tolist(), strict=True)) if session is not None else (),
+                  _preference(stream.get("user_preference") if alive else None, held, now),
+                  held.segment if batch else 0.0, _Each(batch, stream, puts, session, alive, now), held)
+
+
+def _read_at_once(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found | None:
+    """The same, compiled; None for cells that are broken or else not for it."""
+    stats, consumed = batch.get("user_stats"), batch.get("user_consumed")
+    held = [stats, consumed, *([stream.get(group) for group in _COUNTED] if alive else _NO_CELLS)]
+    raw = b"".join([cell.value for cell in held if cell is not None])
+    if not raw:
+        return None
+    suppressed = _suppressed(stream, now)
+    right, numbers, hashes, places, shares = read_cells(
+        np.frombuffer(raw, np.uint8), *[-1 if cell is None else len(cell.value) for cell in held],
+        0 if stats is None else stats.timestamp, now, len(suppressed), _plan())
+    if not right:
+        return None
+    at = places.tolist()
+    of_batch = _Batch(batch, {}, now)
+    try:
+        if at[NAMES]:  # they are not used, but a broken cell is a broken cell
+            raw[at[NAMES] : at[NAMES_END]].decode()
+        preference = _liked(raw, at, shares) if at[RANKED] else _preference(None, of_batch, now)
+    except UnicodeDecodeError:
+        return None
+    end = len(hashes) - at[ITEMS]
+    if suppressed:
+        hashes[end - len(suppressed) : end] = [hash64(item) for item in suppressed]
+    done = frozenset(suppressed)
+    hidden = Hidden(ListIds(consumed.value) if consumed is not None else (), done)
+    hidden.hashes = hashes[:end]
+    segment = float(numbers[_SEGMENT_AT])
+    return _Found(hidden, done, _opened(raw, at, hashes[end:]) if at[OPEN] else (), preference,
+                  segment if 0 <= segment < len(SEGMENTS) else _NO_SEGMENT, _AtOnce(numbers), of_batch)
+
+
+def _suppressed(stream: Cells, now: int) -> list[str]:
+    since = now - SUPPRESS_DAYS * DAY_MICROS
+    return [group[len(SUPPRESSED):] for group, cell in stream.items()
+            if group.startswith(SUPPRESSED) and cell.timestamp >= since]
+
+
+def _liked(raw: bytes, at: list[int], shares: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Shares by name."""
+    low, text, end = at[LIKED], raw[at[LIKED] : at[LIKED_END]].decode(), PAIRS + 2 * at[RANKED]
+    places = zip(at[PAIRS:end:2], at[PAIRS + 1 : end : 2], strict=True)
+    if len(text) == at[LIKED_END] - low:
+        names = [text[a - low : b - low] for a, b in places]
+    else:
+        names = [str(raw[a:b], "utf-8") for a, b in places]
+    return dict(zip(names, shares.tolist(), strict=False))
+
+
+def _opened(raw: bytes, at: list[int], hashes: npt.NDArray[np.uint64]) -> Weighted:
+    """Items of the open session with their weights."""
+    count, start = at[ITEMS], at[ITEM_SCORES]
+    ends = np.frombuffer(raw, "<u4", count, start + 4 * count)
+    base = start + 8 * count
+    ids = PackedIds(raw[base : base + int(ends[-1])] if count else b"", ends)
+    return Weighted(ids, np.frombuffer(raw, "<f4", count, start), hashes)
 
 
 class _Batch:
@@ -146,11 +267,10 @@ class _Batch:
         if put is not None and not isinstance(put.value, tuple):
             found = put.value
         elif cell is not None and self._is_fresh("segment", cell):
-            found = float(decode_vector(cell.value)[_SEGMENT_AT])
+            found = dict(enumerate(decode_vector(cell.value).tolist())).get(_SEGMENT_AT, math.nan)
         else:
             found = math.nan
-        default = _FEATURES["segment"].default or 0.0
-        return found if 0 <= found < len(SEGMENTS) else default
+        return found if 0 <= found < len(SEGMENTS) else _NO_SEGMENT
 
 
 def _history(recent: Cell | None, held: _Batch, now: int) -> list[tuple[str, float]]:
@@ -183,9 +303,9 @@ def _preference(cell: Cell | None, held: _Batch, now: int) -> dict[str, float]:
     return dict(zip(kept, shares.tolist(), strict=True))
 
 
-def _attributes(cell: Cell | None) -> dict[str, str]:
+def _attributes(cell: Cell) -> dict[str, str]:
     """What the user said at sign-up: country and attributes; nothing where it cannot be read."""
-    user = decode_user(cell.value) if cell is not None else None
+    user = decode_user(cell.value)
     if user is None:
         return {}
     known = {name: value for name, value in (user.attributes or {}).items() if value is not None}
@@ -193,7 +313,38 @@ def _attributes(cell: Cell | None) -> dict[str, str]:
 
 
 class _Values(Mapping[str, float]):
-    """Numbers of a user that are no defaults, by feature name: decoded when the first is asked for."""
+    """Numbers of a user that are no defaults, by feature name: made when the first is asked for."""
+
+    @cached_property
+    def found(self) -> dict[str, tuple[float, str]]:
+        """(value, source) by name; those of a broken cell are left out: they are only logged."""
+        raise NotImplementedError
+
+    def __getitem__(self, name: str) -> float:
+        return self.found[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+class _AtOnce(_Values):
+    """Those that read_cells found, (len(NUMBERS),), NaN for none."""
+
+    def __init__(self, numbers: npt.NDArray[np.float64]) -> None:
+        self.numbers = numbers
+
+    @cached_property
+    def found(self) -> dict[str, tuple[float, str]]:
+        """See _Values."""
+        return {name: (value, "batch" if at < len(_STATS) else "stream")
+                for at, (name, value) in enumerate(zip(NUMBERS, self.numbers.tolist(), strict=True)) if value == value}
+
+
+class _Each(_Values):
+    """Those of cells that are read one by one."""
 
     def __init__(self, batch: Cells, stream: Cells, puts: Mapping[str, Put], session: Session | None, alive: bool,
                  now: int) -> None:
@@ -202,7 +353,7 @@ class _Values(Mapping[str, float]):
 
     @cached_property
     def found(self) -> dict[str, tuple[float, str]]:
-        """(value, source) by name; those of a broken cell are left out: they are only logged."""
+        """See _Values."""
         found: dict[str, tuple[float, str]] = {}
         with contextlib.suppress(CellError):
             self._add_batch(found)
@@ -234,55 +385,10 @@ class _Values(Mapping[str, float]):
                 found.update((name, (value, "stream")) for name, value in session_numbers(self._session).items()
                              if value == value)
 
-    def columns(self) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
-        """Names and values, in the order of iteration, without a step per feature where nothing was PUT."""
-        stats, parts = self._batch.get("user_stats"), list[npt.NDArray[np.float64]]()
-        if self._puts or not _NAMES_DIFFER:
-            return _listed(self)
-        try:
-            if stats is not None:
-                vector = decode_vector(stats.value)
-                if len(vector) != len(_STATS):
-                    return _listed(self)
-                parts.append(np.where((self._now - stats.timestamp) / 1e6 <= _TTLS, vector, np.nan))
-            else:
-                parts.append(_NO_STATS)
-            for group, width in _RING_WIDTHS:
-                cell = self._stream.get(group) if self._alive else None
-                sums = ring_values(group, cell.value, self._now) if cell is not None else [math.nan] * width
-                if len(sums) != width:
-                    return _listed(self)
-                parts.append(np.array(sums, np.float64))
-        except CellError:
-            return _listed(self)
-        session = self._session if self._alive else None
-        parts.append(np.array(list(session_numbers(session).values())) if session is not None else _NO_SESSION)
-        values = np.concatenate(parts)
-        there = values == values
-        return _names_where(there.tobytes()), values[there].astype(np.float32)
 
-    def __getitem__(self, name: str) -> float:
-        return self.found[name][0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-
-def columns_of(values: Mapping[str, float]) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
-    """Names and (k,) values of Signals.values."""
-    return values.columns() if isinstance(values, _Values) else _listed(values)
-
-
-def _listed(values: Mapping[str, float]) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
-    return tuple(values), np.array([values[name] for name in values], np.float32)
-
-
-@functools.lru_cache(1024)
-def _names_where(there: bytes) -> tuple[str, ...]:
-    return tuple(name for name, at in zip(_NAMES, there, strict=True) if at)
+def numbers_of(values: Mapping[str, float]) -> npt.NDArray[np.float64] | None:
+    """(len(NUMBERS),) Signals.values, NaN for none; None where they may be others than those of NUMBERS."""
+    return values.numbers if isinstance(values, _AtOnce) else None
 
 
 class _Sources(Mapping[str, str]):

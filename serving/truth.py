@@ -10,20 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from schemas.packed import Coded, PackedIds
 from serving.eventlog import EventLog, LogError, Producer, open_log, partition_of
 from serving.eventlog.local import LocalLog
 from serving.logs import LOGGER
 from serving.ranking.model import Ask, Ranked
 from serving.recommender import Answer
-from serving.signals import columns_of
-from serving.truth_kernel import MAX_VARINT, encode_items
+from serving.signals import NUMBERS, numbers_of
+from serving.truth_kernel import encode_numbers_and_items
 from transforms.records.single_object import head
 
 MAX_WAITING = 20_000
@@ -57,60 +60,73 @@ _named = functools.lru_cache(4096)(_string)
 
 
 @functools.lru_cache(1024)
-def _template(names: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """A map of k names, each to an array of one float, still 0; the (k,) places of the floats and the (4 k,) of their bytes."""
+def _template(names: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """A map of k names, each to an array of one float, still 0; the (k,) places of the floats."""
     found, places = bytearray(zigzag(len(names)) if names else b""), list[int]()
     for name in names:
         found += _named(name) + _ONE
         places.append(len(found))
         found += b"\0\0\0\0" + _END
-    at = np.array(places, np.int64)
-    return np.frombuffer(bytes(found) + _END, np.uint8), at, (at[:, None] + np.arange(4)).ravel()
+    return np.frombuffer(bytes(found) + _END, np.uint8), np.array(places, np.int64)
 
 
-def _map(names: tuple[str, ...], values: npt.NDArray[np.float32]) -> bytes:
-    """A map from k names to an array of one float each."""
-    template, _, places = _template(names)
-    row = template.copy()
-    row[places] = np.ascontiguousarray(values, _F32).view(np.uint8)
-    return row.tobytes()
+@functools.lru_cache(1024)
+def _strings(names: tuple[str, ...], more: bytes = b"") -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Avro strings, each with something behind it, one after the other; where each ends."""
+    found = [_named(name) + more for name in names]
+    return np.frombuffer(b"".join(found) or b"\0", np.uint8), np.cumsum([len(f) for f in found], dtype=np.int64)
 
 
-def _items(ranked: Ranked, position: int) -> bytes:
-    """The array of items, the first one at ``position``."""
-    names, n = tuple(ranked.features), len(ranked.item_ids)
-    values = ranked.table
-    if values is None:
-        values = np.array([ranked.features[name] for name in names], _F32).reshape(len(names), n)
-    text = "".join(ranked.item_ids)
-    ids, sizes = text.encode(), list(map(len, ranked.item_ids))
-    if len(ids) != len(text):
-        sizes = [len(i.encode()) for i in ranked.item_ids]
-    sources = list(map(_named, ranked.sources))
-    template, places, _ = _template(names)
-    joined = b"".join(sources)
-    out = np.empty(len(ids) + len(joined) + n * (2 * MAX_VARINT + 4 + len(template)), np.uint8)
-    size = encode_items(np.frombuffer(ids, np.uint8), np.array(sizes, np.int64), position, _bytes(ranked.scores),
-                        np.frombuffer(joined, np.uint8), np.array(list(map(len, sources)), np.int64), template, places,
-                        _bytes(values), out)
-    return zigzag(n) + out[:size].tobytes()
+_numbers = functools.cache(functools.partial(_strings, NUMBERS, _ONE))
 
 
-def _bytes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(values, _F32).ravel().view(np.uint8)
+def _packed(ids: Sequence[str]) -> tuple[bytes, npt.NDArray[np.int64]]:
+    """n ids one behind the other, and where each ends."""
+    if isinstance(ids, PackedIds):
+        return ids.raw, ids.ends.astype(np.int64)
+    text = "".join(ids)
+    raw, sizes = text.encode(), list(map(len, ids))
+    if len(raw) != len(text):
+        sizes = [len(i.encode()) for i in ids]
+    return raw, np.array(list(itertools.accumulate(sizes)), np.int64)
+
+
+def _coded(sources: Sequence[str]) -> tuple[bytes, tuple[str, ...]]:
+    """n codes and the names behind them."""
+    if isinstance(sources, Coded):
+        return sources.codes, sources.names
+    names = tuple(dict.fromkeys(sources))
+    return bytes(map(names.index, sources)), names
+
+
+def _body(values: Mapping[str, float], ranked: Ranked, position: int) -> bytes:
+    """The numbers of the user and the array of items, the first one at ``position``."""
+    numbers, named = numbers_of(values), _numbers()
+    if numbers is None:
+        numbers, named = np.array(list(values.values()), np.float64), _strings(tuple(values), _ONE)
+    names, table = tuple(ranked.features), ranked.table
+    if table is None:
+        table = np.array([ranked.features[name] for name in names], _F32).reshape(len(names), len(ranked.item_ids))
+    raw, ends = _packed(ranked.item_ids)
+    codes, sources = _coded(ranked.sources)
+    return encode_numbers_and_items(  # copies: another kind of array would be compiled for, for seconds
+        numbers, *named, np.frombuffer(raw or b"\0", np.uint8), ends, position, np.array(ranked.scores, _F32),
+        np.frombuffer(codes or b"\0", np.uint8), *_strings(sources), *_template(names), np.array(table, _F32)).tobytes()
 
 
 def encode_served(ask: Ask, answer: Answer, served_at: int) -> bytes:
     """The record of an answer; ``served_at`` in microseconds."""
-    ranked, candidates = answer.ranked, answer.candidates
+    candidates = answer.candidates
     index = b"\0" if answer.bundle is None else b"\2" + _named(answer.bundle.manifest.index_version)
-    names, values = columns_of(answer.signals.values)
-    parts = [head("served_features"), _string(ask.request_id), _string(ask.user_id), _named(ask.context),
-             zigzag(served_at), _named(candidates.tier), _named(candidates.recs.model_version), index, _map(names, values)]
-    if len(ranked.item_ids):
-        parts.append(_items(ranked, len(ask.shown) + 1))
-    parts += (_END, _ONE)
-    return b"".join(parts)
+    return b"".join((head("served_features"), _string(ask.request_id), _string(ask.user_id), _named(ask.context),
+                     zigzag(served_at), _named(candidates.tier), _named(candidates.recs.model_version), index,
+                     _body(answer.signals.values, answer.ranked, len(ask.shown) + 1), _ONE))
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Compiles, a second on a new machine, before the first answer waits for it."""
+    _body({}, Ranked(["i"], np.zeros(1, np.float32), ["popular"], ["popular"], [""], {}, False), 1)
 
 
 class Truth:
@@ -130,6 +146,7 @@ class Truth:
         self._only = _claim(self._log) if isinstance(self._log, LocalLog) else None
         self._task: asyncio.Task[None] | None = None
         self._trouble = ""
+        _warm_up()
 
     @property
     def waiting(self) -> int:

@@ -1,4 +1,5 @@
-"""Reads and copies at addresses, for compiled loops that check every bound themselves: no wrap-around, no reference counts."""
+"""Reads and copies at addresses, for compiled loops that check every bound themselves: no wrap-around, no reference counts; and
+the bits of a float, without an array to view."""
 
 from __future__ import annotations
 
@@ -45,6 +46,26 @@ def int64_at(typing: Any, base: Any, at: Any) -> Any:
         return _load(builder, args, 64)
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def float_of(typing: Any, bits: Any) -> Any:
+    """The float32 whose bits are the low half of an int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.trunc(args[0], ir.IntType(32)), ir.FloatType())
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic
+def bits_of(typing: Any, value: Any) -> Any:
+    """The bits of a float32, as int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.zext(builder.bitcast(args[0], ir.IntType(32)), ir.IntType(64))
+
+    return types.int64(types.float32), generate
 
 
 @intrinsic
