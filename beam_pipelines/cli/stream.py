@@ -290,6 +290,10 @@ def _report(status: dict[str, Any]) -> str:
     lines = [f"event time    {_time(status['watermark'])}",
              f"written       {age:.0f} s ago" + (", the job has ended" if status["ended"] else ""),
              f"run           {status['run']}"]
+    if offsets := status.get("offsets"):
+        lags = {partition: lag for partition, (_, lag) in sorted(offsets.items(), key=lambda each: int(each[0])) if lag}
+        where = ", ".join(f"partition {partition}: {lag:,}" for partition, lag in lags.items())
+        lines.append(f"lag           {sum(lags.values()):,} records wait" + (f" ({where})" if where else ""))
     for stage, points in freshness(counters).items():
         half, most = (f"{s:.1f} s" if s < math.inf else f"over {BOUNDS_S[-1]:.0f} s" for s in points)
         lines.append(f"{stage:<13} {half} after an event was accepted (p50), {most} (p99)")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
@@ -23,6 +26,9 @@ from transforms.ingest import END_OF_TIME
 _SECOND = 1_000_000
 _PERIOD_S = 1.0
 _FOLD_AFTER = 64
+_OFFSETS = "offsets"
+Offsets = dict[str, list[int]]
+"""By partition: the offset of the next record to read, and how many records wait."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,12 +64,47 @@ class Probe:
 
 
 @dataclass(eq=False)
+class CountProgress(beam.PTransform):  # type: ignore[misc]
+    """ReadLog's ``.progress`` -> (job, JSON) for WriteStatus, about once a second of each reader and when it has caught up.
+
+    Attributes:
+      job: name of the job.
+    """
+
+    job: str
+
+    def expand(self, progress: beam.PCollection) -> beam.PCollection:
+        """See the class."""
+        return progress | "Take offsets" >> beam.ParDo(_Offsets(self.job)).with_output_types(tuple[str, str])
+
+
+class _Offsets(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, job: str) -> None:
+        self._job = job
+
+    def setup(self) -> None:
+        self._told: dict[int, tuple[float, bool]] = {}  # by a reader's first partition: when, and whether records waited
+
+    def process(self, progress: pa.RecordBatch) -> Iterator[tuple[str, str]]:
+        if not progress.num_rows:
+            return
+        partitions, places, lags = (progress.column(name).to_pylist() for name in ("partition", "next", "lag"))
+        now, waits = time.monotonic(), any(lags)
+        when, waited = self._told.get(partitions[0], (-math.inf, False))
+        if now - when < _PERIOD_S and (waits or not waited):
+            return
+        self._told[partitions[0]] = now, waits
+        offsets = {str(p): [place, lag] for p, place, lag in zip(partitions, places, lags, strict=True)}
+        yield self._job, json.dumps({_OFFSETS: offsets})
+
+
+@dataclass(eq=False)
 class WriteStatus(beam.PTransform):  # type: ignore[misc]
     """(job, counters as JSON) of every stage -> the store's status row of the job: JSON of watermark, written_at (both in
-    microseconds), run, ended, counters.
+    microseconds), run, ended, counters, offsets (by partition: offset of the next record to read, records that wait).
 
     The watermark is the slowest stage's, whose counters these are. A store that is away only makes the row old, which is
-    what it then says.
+    what it then says. Offsets come among the counters, see ``CountProgress``.
 
     Attributes:
       store: URI of the store.
@@ -132,18 +173,19 @@ class _Status(beam.DoFn):  # type: ignore[misc]
             ahead.set(Timestamp(micros=held.at))
         _write(probe, held)
         beat.set(Timestamp.of(time.time() + _PERIOD_S))
-        self._put(held.known, _summed(counted), ended=False)
+        self._put(held.known, *_summed(counted), ended=False)
 
     @on_timer(END)
     def on_end(self, counted: Any = beam.DoFn.StateParam(COUNTED), probe: Any = beam.DoFn.StateParam(PROBE),
                ahead: Any = beam.DoFn.TimerParam(AHEAD)) -> None:
         ahead.clear()
         _write(probe, Probe(at=END_OF_TIME))
-        self._put(END_OF_TIME, _summed(counted), ended=True)
+        self._put(END_OF_TIME, *_summed(counted), ended=True)
 
-    def _put(self, watermark: int | None, counters: Counter[str], ended: bool) -> None:
+    def _put(self, watermark: int | None, counters: Counter[str], offsets: Offsets, ended: bool) -> None:
         now = time.time_ns() // 1_000_000 * 1000
-        row = {"watermark": watermark, "written_at": now, "run": self._run, "ended": ended, "counters": counters}
+        row = {"watermark": watermark, "written_at": now, "run": self._run, "ended": ended, "counters": counters,
+               "offsets": offsets}
         try:
             if self._store is None:
                 self._store = open_store(self._uri, create=False, patient=True)
@@ -166,15 +208,24 @@ def _write(probe: Any, held: Probe) -> None:
     probe.write(json.dumps(vars(held)).encode())
 
 
-def _summed(counted: Any) -> Counter[str]:
-    """The counters so far; many are put back as one."""
-    parts, total = list(counted.read()), Counter[str]()
-    for part in parts:
-        total.update(json.loads(part))
+def _summed(counted: Any) -> tuple[Counter[str], Offsets]:
+    """The counters so far, and the furthest offsets; many are put back as one."""
+    parts = list(counted.read())
+    total, offsets = merged(map(json.loads, parts))
     if len(parts) > _FOLD_AFTER:
         counted.clear()
-        counted.add(json.dumps(total).encode())
-    return total
+        counted.add(json.dumps({**total, _OFFSETS: offsets}).encode())
+    return total, offsets
+
+
+def merged(parts: Iterable[dict[str, Any]]) -> tuple[Counter[str], Offsets]:
+    """Counters added; of each partition's offsets the furthest, with the most that then waited: in whatever order they come."""
+    total, offsets = Counter[str](), dict[str, list[int]]()
+    for part in parts:
+        for partition, place in part.pop(_OFFSETS, {}).items():
+            offsets[partition] = max(place, offsets.get(partition, place))
+        total.update(part)
+    return total, offsets
 
 
 def read_status(store: Any, job: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from beam_pipelines.io.source import BUNDLE_S, ONE_BUNDLE, ReadLog
 from beam_pipelines.io.stream_audit import WriteFinal
 from beam_pipelines.io.stream_sink import WriteCells
-from beam_pipelines.io.stream_status import WriteStatus
+from beam_pipelines.io.stream_status import CountProgress, WriteStatus
 from beam_pipelines.options import StreamConfig
 from schemas.metric_names import EVENTS_READ, by_segment, rejected
 from transforms.accumulators.stream.item import ItemState
@@ -37,11 +37,11 @@ def construct(pipeline: beam.Pipeline, config: StreamConfig, run: str = "") -> N
     read = pipeline | "Read the event log" >> ReadLog(
         config.log, start=start, stop=stop, readers=config.readers, watermark_delay_s=config.watermark_delay_s,
         idle_s=config.idle_s, bundle_s=ONE_BUNDLE if config.is_direct else BUNDLE_S)
-    build(read.events, config, read.dead, run)
+    build(read.events, config, read.dead, run, read.progress)
 
 
 def build(events: beam.PCollection, config: StreamConfig, dead: beam.PCollection | None = None,
-          run: str = "") -> None:
+          run: str = "", progress: beam.PCollection | None = None) -> None:
     """RecordBatches of valid events (schemas.tables.EVENTS) -> cells, final rows and the status row.
 
     Args:
@@ -49,6 +49,7 @@ def build(events: beam.PCollection, config: StreamConfig, dead: beam.PCollection
       config: of the job.
       dead: RecordBatches of dead letters, to be counted.
       run: names this run in the status row.
+      progress: of the source (ReadLog), so that the status row tells offsets and what waits.
     """
     register()
     name, store = config.name, config.common.store
@@ -67,6 +68,8 @@ def build(events: beam.PCollection, config: StreamConfig, dead: beam.PCollection
     ]
     if dead is not None:
         stamps.append(dead | "Count dead letters" >> beam.ParDo(_CountDead(name)).with_output_types(STAMPED))
+    if progress is not None:
+        stamps.append(progress | "Count progress" >> CountProgress(name))
     (stamps | "All counters" >> beam.Flatten()
      | "Status" >> WriteStatus(store, name, run, streaming=flush_s is not None))
     if config.audit is not None:

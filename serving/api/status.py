@@ -178,7 +178,14 @@ def _stream(row: dict[str, Any] | None, now: int) -> Stream | None:
     return Stream(age <= STREAM_TTL, round(age, 3), delay, int(counters.get(names.EVENTS_ACCEPTED, 0)),
                   int(counters.get(names.EVENTS_LATE, 0)),
                   {name.removeprefix(prefix): int(n) for name, n in counters.items() if name.startswith(prefix)},
-                  _freshness(counters))
+                  _freshness(counters), _lag(row.get("offsets")))
+
+
+def _lag(offsets: Any) -> dict[str, int] | None:
+    """Records that wait by partition; None for a row that does not say."""
+    if not isinstance(offsets, dict) or not offsets:
+        return None
+    return {partition: int(place[1]) for partition, place in sorted(offsets.items())}
 
 
 def _freshness(counters: dict[str, int]) -> dict[str, Fresh]:

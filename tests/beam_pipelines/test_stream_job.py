@@ -24,13 +24,14 @@ from beam_pipelines.errors import UserError
 from beam_pipelines.io import source
 from beam_pipelines.io.stream_audit import part_path, read_parts, write_part
 from beam_pipelines.io.stream_sink import AWAY, StoreAwayError, write_patiently
-from beam_pipelines.io.stream_status import Probe
+from beam_pipelines.io.stream_status import Probe, _Offsets, merged
 from beam_pipelines.jobs import stream
 from beam_pipelines.jobs.stream import construct
 from beam_pipelines.jobs.stream_metrics import exposition, serving_metrics
 from beam_pipelines.jobs.stream_run import Record, Shape, flags_of, launched, status_of
 from beam_pipelines.options import Config, StreamConfig
 from beam_pipelines.services import prism
+from schemas.arrow import TIMESTAMP
 from schemas.keys import STATUS, row_key, status_key, suppressed_group
 from schemas.metric_names import (
     EVENTS_ACCEPTED,
@@ -127,6 +128,8 @@ def test_a_bounded_run_counts_everything_and_ends(bounded: tuple[str, StreamConf
     assert counters[EVENTS_DUPLICATE] == copies and EVENTS_LATE not in counters
     assert sum(n for name, n in counters.items() if name.startswith(f"{EVENTS_READ}/")) == 3_000 + copies
     assert sum(n for name, n in counters.items() if name.startswith(rejected(""))) == 2
+    log = open_log(done.log)
+    assert status["offsets"] == {str(p): [log.latest(p), 0] for p in range(log.partitions())}
 
 
 def test_values_are_those_of_the_events(bounded: tuple[str, StreamConfig, int]) -> None:
@@ -203,6 +206,7 @@ def test_a_stream_writes_within_seconds_and_says_that_it_lives(tmp_path: Path) -
         assert _wait(lambda: _counts(running, "u1", now + 1) == {"count_view_5m": 2.0})
         status = _wait(lambda: (s := job.status()) and s["counters"].get(EVENTS_DUPLICATE) and s)
         assert not status["ended"] and time.time() - status["written_at"] / 1e6 < 5
+        assert _wait(lambda: (job.status() or {})["offsets"] == {"0": [2, 0], "1": [0, 0]})
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         assert "beamrec_events_accepted_total 2" in text and "beamrec_up 1" in text
 
@@ -269,6 +273,29 @@ def test_a_store_that_stays_away_fails_the_bundle_in_the_end_and_the_next_one_do
     gaps = [after - before for before, after in itertools.pairwise(tried)]
     assert all(pause <= gap <= 1.26 * pause for gap, pause in zip(gaps, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2], strict=False))
     assert len(gaps) > 9 and min(gaps[6:]) >= 3.99
+
+
+def test_offsets_are_the_furthest_in_whatever_order_they_come() -> None:
+    parts = [{"events_read": 2, "offsets": {"0": [5, 3], "1": [1, 0]}}, {"events_read": 3}, {"offsets": {"0": [9, 0]}},
+             {"offsets": {"0": [9, 2], "2": [0, 7]}}, {"events_late": 1}]
+    for order in itertools.permutations(parts):
+        counters, offsets = merged(json.loads(json.dumps(part)) for part in order)
+        assert counters == {"events_read": 5, "events_late": 1} and offsets == {"0": [9, 2], "1": [1, 0], "2": [0, 7]}
+        again = merged([{**counters, "offsets": offsets}, {"offsets": {"2": [7, 0]}}])
+        assert again == (counters, {**offsets, "2": [7, 0]})
+
+
+def test_progress_is_told_once_a_second_and_when_all_is_read() -> None:
+    doing = _Offsets("job")
+    doing.setup()
+    told = [json.loads(row)["offsets"] for lag in (5, 4, 0, 0, 3, 0) for _, row in doing.process(_progress_of(9 - lag, lag))]
+    assert told == [{"1": [4, 5], "3": [0, 0]}, {"1": [9, 0], "3": [0, 0]}]
+    assert not list(doing.process(_progress_of(0, 0).slice(0, 0)))
+
+
+def _progress_of(place: int, lag: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([1, 3], pa.int32()), pa.array([place, 0]), pa.array([lag, 0]),
+                                       pa.nulls(2, TIMESTAMP)], schema=source.PROGRESS_SCHEMA)
 
 
 def test_a_probe_finds_the_watermark() -> None:

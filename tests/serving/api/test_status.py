@@ -54,7 +54,7 @@ def test_status_and_metrics_tell_what_was_answered(world, tmp_path):
     counters = {"events_accepted": 7, "events_late": 1, "events_rejected": 2, "events_rejected_not_json": 2,
                 by_segment(FRESHNESS, "user_stored", "0.5"): 98, by_segment(FRESHNESS, "user_stored", "2"): 2}
     row = {"written_at": world.workspace.now() - 5_000_000, "watermark": world.workspace.now() - 15_000_000, "ended": False,
-           "run": "r", "counters": counters}
+           "run": "r", "counters": counters, "offsets": {"1": [40, 0], "0": [7, 12]}}
     world.store.write_features([FeatureWrite(status_key(), "stream", STATUS, Cell(json.dumps(row).encode(), 1000))])
     with client_of(world, log=f"dir:{tmp_path / 'log'}") as client:
         assert len(ids(client.get("/v1/recommendations", params={"user_id": "ann"}))) == 20
@@ -68,6 +68,7 @@ def test_status_and_metrics_tell_what_was_answered(world, tmp_path):
     assert said.tiers["list"] == 1 and sum(said.tiers.values()) == 2 and said.versions == {"v1": 2}
     assert said.events.accepted == 1 and said.events.rejected == {"not_json": 1}
     assert said.stream.alive and said.stream.events == 7 and said.stream.rejected == {"not_json": 2}
+    assert said.stream.lag == {"0": 12, "1": 0}
     assert said.stream.freshness["user_stored"].p50_s == 0.5 and said.stream.freshness["user_stored"].p99_s == 2.0
     assert said.shown.items >= 20 and 0 < said.shown.coverage <= 1 and 0 <= said.shown.gini < 1
     assert set(said.breakers.values()) == {"closed"}
