@@ -132,7 +132,7 @@ def drive(fds: I32, texts: Bytes, sizes: I64, blanks: I64, mark: Bytes, users: i
     answers, got = np.zeros((n, _ANSWER), np.uint8), np.zeros(n, np.int64)
     free, accepted, latencies = np.arange(n), np.empty(room, np.int64), np.empty(room, np.float64)
     statuses = np.zeros(1000, np.int64)
-    free_count, sent, good, answered, problem = n, 0, 0, 0, OK
+    free_count, oldest, sent, good, answered, problem = n, 0, 0, 0, 0, OK
     poller = _epoll_create(np.int32(0))
     for c in range(n):
         _watch(poller, _ADD, fds[c], _IN, c, event)
@@ -142,7 +142,8 @@ def drive(fds: I32, texts: Bytes, sizes: I64, blanks: I64, mark: Bytes, users: i
         now = _now(1, times)
         while free_count and now < end and sent < room and (rate == 0.0 or next_due <= now):
             free_count -= 1
-            c = free[free_count]
+            c = free[oldest]  # connections take turns: the one last answered first would keep most of them idle
+            oldest = (oldest + 1) % n
             number[c], due[c] = first + sent, next_due if rate > 0.0 else now
             if rate > 0.0:
                 next_due += 1 / rate
@@ -201,7 +202,7 @@ def drive(fds: I32, texts: Bytes, sizes: I64, blanks: I64, mark: Bytes, users: i
                     accepted[good] = number[c]
                     good += 1
             got[c] = 0
-            free[free_count] = c
+            free[(oldest + free_count) % n] = c
             free_count += 1
     _close(np.int32(poller))
     return sent, accepted[:good], latencies[:answered], statuses, problem

@@ -129,8 +129,10 @@ class Recommender:
         if candidates is None:
             candidates = await self.ladder.find(ask, choice, found, signals, policy, now)
         climbed = perf_counter()
-        answer = self._page(ask, choice, candidates, signals, policy, found.lost, now)
-        return replace(answer, seconds={"reads": read - started, "ladder": climbed - read, "rank": perf_counter() - climbed})
+        seconds = {"reads": read - started, "ladder": climbed - read}
+        answer = self._page(ask, choice, candidates, signals, policy, found.lost, now, seconds)
+        seconds["rank"] = perf_counter() - climbed
+        return answer
 
     async def similar(self, item_id: str, user_id: str = "", limit: int = 20, diversity: float | None = None) -> Alike | None:
         """Items like an item; None for one that is not known. Raises NothingPublishedError.
@@ -227,13 +229,13 @@ class Recommender:
         return found
 
     def _page(self, ask: Ask, choice: Choice, candidates: Candidates, signals: Signals, policy: ContextPolicy, lost: bool,
-              now: int) -> Answer:
+              now: int, seconds: Mapping[str, float]) -> Answer:
         """The page, filled with what is popular where the list does not suffice."""
         bundle = self.bundles.get(candidates.version)
 
         def ranked_of(candidates: Candidates, signals: Signals) -> Answer:
             ranked = rank(ask, candidates, signals, policy, bundle, self.fresh.overlay)
-            return Answer(ranked, candidates, signals, bundle, {})
+            return Answer(ranked, candidates, signals, bundle, seconds)
 
         answer = ranked_of(candidates, signals)
         if len(answer.ranked.item_ids) >= ask.page_size:

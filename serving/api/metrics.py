@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 from schemas import metric_names as names
 from serving.collector.metrics import Histogram, labelled
@@ -15,6 +16,7 @@ SHOWN_SECONDS, MAX_SHOWN_ITEMS = 3600.0, 1_000_000
 CONTEXTS = frozenset(("homepage", "item", "cart", "email"))
 """Contexts that are told apart; a name comes from outside, so others are one."""
 _MAX_VERSIONS = 64
+Summary = tuple[int, float, float]
 
 
 class Shown:
@@ -25,6 +27,7 @@ class Shown:
         self._since = now()
         self._this: Counter[str] = Counter()
         self._last: Counter[str] = Counter()
+        self._kept: tuple[float, Summary | None] = -SHOWN_SECONDS, None
 
     def add(self, item_ids: Iterable[str]) -> None:
         """Counts a page."""
@@ -40,15 +43,27 @@ class Shown:
         """Times shown, by item."""
         return self._this + self._last
 
+    def times(self) -> npt.NDArray[np.int64]:
+        """Times shown of each item that was."""
+        counts = self.counts() if self._last else self._this
+        return np.fromiter(counts.values(), np.int64, len(counts))
 
-def coverage_and_gini(shown: Sequence[int], catalogue: int) -> tuple[float, float]:
+    def kept(self, oldest_s: float, make: Callable[[], Summary | None]) -> Summary | None:
+        """What was made of the counts before, if that is not too long ago."""
+        now = time.monotonic()
+        if self._kept[1] is None or now - self._kept[0] > oldest_s:
+            self._kept = now, make()
+        return self._kept[1]
+
+
+def coverage_and_gini(shown: npt.ArrayLike, catalogue: int) -> tuple[float, float]:
     """(share of ``catalogue`` active items that were shown, Gini coefficient of how often each of them was).
 
     Gini: sum over items in ascending order of (2 i - n - 1) x_i / (n sum x), i from 1 (Damgaard & Weiner 2000); items never
     shown count as 0.
     """
-    n = max(catalogue, len(shown))
     counts = np.sort(np.asarray(shown, np.float64))
+    n = max(catalogue, len(counts))
     total = counts.sum()
     if not n or not total:
         return 0.0, 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from schemas import metric_names as names
@@ -12,15 +13,23 @@ if TYPE_CHECKING:
     from serving.api.state import State
 
 
-def shown_of(state: State) -> tuple[int, float, float] | None:
-    """(items, coverage, Gini) of what this worker showed; None before the first list."""
-    counts = state.counters.shown.counts()
-    if not counts:
+SHOWN_EVERY_S = 15.0
+"""Coverage is counted anew so often: of 100,000 items that takes milliseconds, in which no request is answered."""
+
+
+def shown_of(state: State, oldest_s: float = 0.0) -> tuple[int, float, float] | None:
+    """(items, coverage, Gini) of what this worker showed, at most so many seconds ago; None before the first list."""
+    return state.counters.shown.kept(oldest_s, partial(_count_shown, state))
+
+
+def _count_shown(state: State) -> tuple[int, float, float] | None:
+    counts = state.counters.shown.times()
+    if not len(counts):
         return None
     versions = state.recommender.bundles.versions
     bundle = state.recommender.bundles.get(versions[-1]) if versions else None
     active = int(bundle.active.sum()) if bundle is not None else len(counts)
-    coverage, gini = coverage_and_gini(list(counts.values()), active)
+    coverage, gini = coverage_and_gini(counts, active)
     return len(counts), round(coverage, 4), round(gini, 4)
 
 
@@ -29,7 +38,7 @@ def worker_lines(state: State) -> list[str]:
     lines = state.counters.lines()
     gauges: list[tuple[str, str, float]] = [(names.SERVE_WORKERS, "", state.settings.workers)]
     gauges += [(names.SERVE_BREAKER, f'{{dependency="{b.name}"}}', STATES.index(b.state)) for b in state.breakers]
-    shown = shown_of(state)
+    shown = shown_of(state, SHOWN_EVERY_S)
     if shown is not None:
         gauges += [(names.SERVE_COVERAGE, "", shown[1]), (names.SERVE_GINI, "", shown[2])]
     if state.truth is not None:
