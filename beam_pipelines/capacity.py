@@ -65,7 +65,8 @@ class Rates:
       batch_events, batch_users: a night's features: its events read, and every known user's partials merged
         (``bench incremental``: CPU seconds of all days by events, of one night by users).
       lists: lists made ahead (``bench recommend``).
-      api_requests: GET /v1/recommendations with suppression, re-rank and diversity (``bench serve``).
+      api_requests: GET /v1/recommendations with suppression, re-rank and diversity over SQLite: half of what two cores answered
+        at most, which made the load too (max_requests_per_s of ``bench serve --store sqlite``).
       partition_events: of one partition of the log.
       broker_bytes: in and out of one broker's network and disk.
       bigtable_reads, bigtable_writes: rows of about 1 kB of one node, as Google plans with.
@@ -77,7 +78,7 @@ class Rates:
     batch_events: float = 180_000.0
     batch_users: float = 30_000.0
     lists: float = 3_500.0
-    api_requests: float = 1_500.0
+    api_requests: float = 1_000.0
     partition_events: float = 20_000.0
     broker_bytes: float = 100e6
     bigtable_reads: float = 10_000.0
@@ -234,7 +235,7 @@ def plan(load: Load, rates: Rates | None = None, sizes: Sizes | None = None, pri
     total += cores("lists, every few minutes", hourly * load.surfaces / (load.refresh_minutes * 60), rates.lists,
                    f"distinct(events/h / {EVENTS_PER_VISIT}, daily_users) x surfaces / refresh / lists")
 
-    api = cores("API", load.requests_per_second, rates.api_requests, "requests/s / api_requests")
+    api = cores("API", load.requests_per_second, rates.api_requests, "requests/s / api_requests (bench serve)")
     total += api
     bundle = load.items * (load.dimensions * 4 + sizes.bundle_item)
     shards = max(1, math.ceil(bundle * 2 / sizes.machine_bytes))  # two at a time: the new one loads beside the old

@@ -12,9 +12,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from models.inference.hashing import MAX_BYTES, hash_one
 from schemas.cells import HEADER_BYTES, LIST, VECTOR
 from schemas.stream_cells import DECAYED, RING, SESSION
+from transforms.records.hashes import MAX_BYTES, hash_one
 from transforms.records.memory import byte_at, float_of, int32_at, int64_at
 
 U8 = npt.NDArray[np.uint8]

@@ -11,12 +11,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from models.inference.hashing import MAX_BYTES, hash_one
 from models.inference.idtable import find
 from schemas.cells import _RECS, HEADER_BYTES, REASONS, SOURCES, RankedList
 from schemas.packed import PackedIds, read_recs
 from serving.ranking.kernels import F32, I32, I64, U32, U64, Bools
 from serving.ranking.page import choose, is_in, pool, set_of
+from transforms.records.hashes import MAX_BYTES, hash_one
 from transforms.records.memory import copy
 
 U8 = npt.NDArray[np.uint8]
