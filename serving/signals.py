@@ -1,7 +1,7 @@
 """What a request wants to know of its user, from one round of reads: Signals.
 
-The same answers as FeatureReader.one, for the few features that a request needs, in some tens of microseconds; numbers that are
-only logged are decoded when somebody looks at them.
+The same answers as FeatureReader.one, for the few features that a request needs: in one compiled pass over the cells where
+user_kernel takes them, else cell by cell. Ids stay where they lie until somebody looks at them.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _read_at_once(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found 
     try:
         if at[NAMES]:  # they are not used, but a broken cell is a broken cell
             raw[at[NAMES] : at[NAMES_END]].decode()
-        preference = _liked(raw, at, shares) if at[RANKED] else _preference(None, of_batch, now)
+        preference = (_liked(raw, at, shares) if at[LIKED] else None) or _preference(None, of_batch, now)
     except UnicodeDecodeError:
         return None
     end = len(hashes) - at[ITEMS]

@@ -115,6 +115,16 @@ def test_ids_that_are_not_ascii_or_long_and_huge_numbers_are_read_one_by_one():
     assert not check(*made(user_preference=decayed("user_preference", -(2**63), ["a"])))
 
 
+@pytest.mark.parametrize("last", [0, -60])
+def test_names_that_are_not_utf8_are_refused_whether_they_count_or_not(last):
+    good = decayed("user_preference", NOW // PANE + last, ["Komödie", "ü"])
+    assert check(*made(user_preference=good))
+    assert not check(*made(user_preference=good.replace("ö".encode(), b"\xc3\xc3")))
+    good = session(["a"], ["Komödie"], NOW - HOUR, NOW)
+    assert check(*made(user_session=good))
+    assert not check(*made(user_session=good.replace("ö".encode(), b"\xc3\xc3")))
+
+
 def test_the_numbers_of_a_user_have_one_name_each():
     assert len(set(NUMBERS)) == len(NUMBERS)
     assert group("user_stats").layout == "vector"
