@@ -6,19 +6,17 @@ user_kernel takes them, else cell by cell. Ids stay where they lie until somebod
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.cells import LAYOUT, CellError, decode_vector
-from schemas.features import REGISTRY, SEGMENTS
+from schemas.features import SEGMENTS
 from schemas.keys import STREAM_JOB, SUPPRESS_DAYS, SUPPRESSED, USER, hash64, row_key
 from schemas.packed import ListIds, PackedIds, Weighted, read_list
 from schemas.put_cells import PUTS, Put, decode_puts
@@ -28,17 +26,15 @@ from schemas.stream_cells import (
     RECENT_WINDOW,
     RINGS,
     SESSION_GAP,
-    Session,
     decayed_scores,
     decode_session,
-    ring_values,
-    session_numbers,
 )
 from schemas.workspace import DAY_MICROS
 from serving.catalogue import USER_GROUP, decode_user
 from serving.features import STATUS_SECONDS, StatusCache, together
 from serving.merge import BATCH_ROW, Cells, Listed, StreamStatus, is_fresh
 from serving.ranking.model import Hidden, Signals, Touched
+from serving.signal_values import NUMBERS, RING_NAMES, STATS, USER_FEATURES, AtOnce, Each, Sources, Values
 from serving.stores.aio import AsyncSqliteStore, AsyncStore
 from serving.stores.base import ANY, Cell, Family
 from serving.user_kernel import (
@@ -59,17 +55,11 @@ _WANTED: dict[Family, tuple[str, ...]] = {
     "stream": ("user_panes", "user_day", "user_session", "user_preference", "user_recent", SUPPRESSED + ANY),
     "meta": (USER_GROUP,),
 }
-_FEATURES = {f.name: f for f in REGISTRY.of("user")}
-_STATS = REGISTRY.features_of("user_stats")
-_SEGMENT_AT = [f.name for f in _STATS].index("segment")
-_RINGS = {group: [f.name for f in REGISTRY.features_of(group)] for group in ("user_panes", "user_day")}
+_SEGMENT_AT = [f.name for f in STATS].index("segment")
 _Read = tuple[Sequence[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]
 _NO_ITEMS: Listed = [], np.zeros(0, np.int64), np.zeros(0, np.float32)
-_SESSION_NAMES = tuple(session_numbers(Session(0, 0, 0, 0, 0, 0, 0, 0, 0, _NO_ITEMS, [], np.zeros(0, np.int64))))
-NUMBERS = (*(f.name for f in _STATS), *(name for names in _RINGS.values() for name in names), *_SESSION_NAMES)
-"""Numbers of a user, in the order in which they are told."""
 _NAMES_DIFFER = len(set(NUMBERS)) == len(NUMBERS)
-_NO_SEGMENT = _FEATURES["segment"].default or 0.0
+_NO_SEGMENT = USER_FEATURES["segment"].default or 0.0
 _STREAMED = frozenset(("user_panes", "user_day", "user_session", "user_preference", "user_recent"))
 _COUNTED = ("user_panes", "user_day", "user_session", "user_preference")
 _NO_CELLS = [None] * len(_COUNTED)
@@ -81,9 +71,9 @@ def _plan() -> npt.NDArray[np.int64]:
     panes, day = RINGS["user_panes"], RINGS["user_day"]
     if (panes.windows, day.windows) != ((1, panes.size), (day.size,)):
         raise NotImplementedError("user_kernel counts a ring's newest pane and the whole ring")
-    events = len(_RINGS["user_day"])
-    plan = np.array([len(_STATS), events, panes.step, panes.size, day.step, day.size, SESSION_GAP, LAYOUT, DECAY_PANES,
-                     *(f.ttl for f in _STATS), *DECAY], np.int64)
+    events = len(RING_NAMES["user_day"])
+    plan = np.array([len(STATS), events, panes.step, panes.size, day.step, day.size, SESSION_GAP, LAYOUT, DECAY_PANES,
+                     *(f.ttl for f in STATS), *DECAY], np.int64)
     read_cells(np.frombuffer(b"\0", np.uint8), -1, -1, -1, -1, -1, -1, 0, 0, 0, plan)
     return plan
 
@@ -129,7 +119,7 @@ class SignalReader:
 def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus | None, now: int) -> Signals:
     """Signals from the cells of a user; raises CellError."""
     batch, stream = cells["batch"], cells["stream"]
-    alive = status is not None and status.alive(_FEATURES["recent_items"], now)
+    alive = status is not None and status.alive(USER_FEATURES["recent_items"], now)
     found = None if PUTS in batch or not _NAMES_DIFFER else _read_at_once(batch, stream, alive, now)
     return _signals(cells, found or _read_each(batch, stream, alive, now), alive, now)
 
@@ -142,7 +132,7 @@ class _Found(NamedTuple):
     session: Sequence[tuple[str, float]]
     preference: Mapping[str, float]
     segment: float
-    values: _Values
+    values: Values
     held: _Batch
 
 
@@ -159,7 +149,7 @@ def _signals(cells: Mapping[Family, Mapping[str, Cell]], found: _Found, alive: b
         low_confidence=in_stream and not in_batch,
         segment=SEGMENTS[int(found.segment)] if batch else "new" if in_stream else None,
         attributes=_attributes(user) if user is not None else {},
-        values=found.values, sources=_Sources(found.values))
+        values=found.values, sources=Sources(found.values))
 
 
 def _read_each(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found:
@@ -173,7 +163,7 @@ def _read_each(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found:
     return _Found(hidden, suppressed,
                   list(zip(session.items[0], session.items[2].tolist(), strict=True)) if session is not None else (),
                   _preference(stream.get("user_preference") if alive else None, held, now),
-                  held.segment if batch else 0.0, _Each(batch, stream, puts, session, alive, now), held)
+                  held.segment if batch else 0.0, Each(batch, stream, puts, session, alive, now), held)
 
 
 def _read_at_once(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found | None:
@@ -205,7 +195,7 @@ def _read_at_once(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found 
     hidden.hashes = hashes[:end]
     segment = float(numbers[_SEGMENT_AT])
     return _Found(hidden, done, _opened(raw, at, hashes[end:]) if at[OPEN] else (), preference,
-                  segment if 0 <= segment < len(SEGMENTS) else _NO_SEGMENT, _AtOnce(numbers), of_batch)
+                  segment if 0 <= segment < len(SEGMENTS) else _NO_SEGMENT, AtOnce(numbers), of_batch)
 
 
 def _suppressed(stream: Cells, now: int) -> list[str]:
@@ -242,12 +232,12 @@ class _Batch:
 
     def _put(self, name: str, cell: Cell | None) -> Put | None:
         put = self._puts.get(name)
-        if put is None or not is_fresh(put, _FEATURES[name], self._now):
+        if put is None or not is_fresh(put, USER_FEATURES[name], self._now):
             return None
         return put if cell is None or not self._is_fresh(name, cell) or put.computed_at >= cell.timestamp else None
 
     def _is_fresh(self, name: str, cell: Cell) -> bool:
-        return self._now - cell.timestamp <= _FEATURES[name].ttl * 1_000_000
+        return self._now - cell.timestamp <= USER_FEATURES[name].ttl * 1_000_000
 
     def listed(self, name: str, group: str, counts_always: bool = False) -> _Read:
         """A list feature; with ``counts_always`` whatever its age."""
@@ -310,98 +300,3 @@ def _attributes(cell: Cell) -> dict[str, str]:
         return {}
     known = {name: value for name, value in (user.attributes or {}).items() if value is not None}
     return {"country": user.country, **known} if user.country is not None else known
-
-
-class _Values(Mapping[str, float]):
-    """Numbers of a user that are no defaults, by feature name: made when the first is asked for."""
-
-    @cached_property
-    def found(self) -> dict[str, tuple[float, str]]:
-        """(value, source) by name; those of a broken cell are left out: they are only logged."""
-        raise NotImplementedError
-
-    def __getitem__(self, name: str) -> float:
-        return self.found[name][0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-
-class _AtOnce(_Values):
-    """Those that read_cells found, (len(NUMBERS),), NaN for none."""
-
-    def __init__(self, numbers: npt.NDArray[np.float64]) -> None:
-        self.numbers = numbers
-
-    @cached_property
-    def found(self) -> dict[str, tuple[float, str]]:
-        """See _Values."""
-        return {name: (value, "batch" if at < len(_STATS) else "stream")
-                for at, (name, value) in enumerate(zip(NUMBERS, self.numbers.tolist(), strict=True)) if value == value}
-
-
-class _Each(_Values):
-    """Those of cells that are read one by one."""
-
-    def __init__(self, batch: Cells, stream: Cells, puts: Mapping[str, Put], session: Session | None, alive: bool,
-                 now: int) -> None:
-        self._batch, self._stream, self._puts, self._session = batch, stream, puts, session
-        self._alive, self._now = alive, now
-
-    @cached_property
-    def found(self) -> dict[str, tuple[float, str]]:
-        """See _Values."""
-        found: dict[str, tuple[float, str]] = {}
-        with contextlib.suppress(CellError):
-            self._add_batch(found)
-        with contextlib.suppress(CellError):
-            self._add_stream(found)
-        return found
-
-    def _add_batch(self, found: dict[str, tuple[float, str]]) -> None:
-        stats, since = self._batch.get("user_stats"), math.inf
-        if stats is not None:
-            age = (self._now - stats.timestamp) / 1e6
-            values = zip(_STATS, decode_vector(stats.value).tolist(), strict=False)
-            found.update((f.name, (value, "batch")) for f, value in values if value == value and age <= f.ttl)
-            since = stats.timestamp
-        for name, put in self._puts.items():
-            feature = _FEATURES.get(name)
-            if feature is None or isinstance(put.value, tuple) or not is_fresh(put, feature, self._now):
-                continue
-            if name not in found or put.computed_at >= since:
-                found[name] = put.value, "batch"
-
-    def _add_stream(self, found: dict[str, tuple[float, str]]) -> None:
-        if self._alive:
-            for group, names in _RINGS.items():
-                if (cell := self._stream.get(group)) is not None:
-                    sums = ring_values(group, cell.value, self._now)
-                    found.update((name, (float(value), "stream")) for name, value in zip(names, sums, strict=False))
-            if self._session is not None:
-                found.update((name, (value, "stream")) for name, value in session_numbers(self._session).items()
-                             if value == value)
-
-
-def numbers_of(values: Mapping[str, float]) -> npt.NDArray[np.float64] | None:
-    """(len(NUMBERS),) Signals.values, NaN for none; None where they may be others than those of NUMBERS."""
-    return values.numbers if isinstance(values, _AtOnce) else None
-
-
-class _Sources(Mapping[str, str]):
-    """Where the numbers of _Values are from."""
-
-    def __init__(self, values: _Values) -> None:
-        self._values = values
-
-    def __getitem__(self, name: str) -> str:
-        return self._values.found[name][1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values.found)
-
-    def __len__(self) -> int:
-        return len(self._values.found)

@@ -25,7 +25,7 @@ from serving.eventlog.local import LocalLog
 from serving.logs import LOGGER
 from serving.ranking.model import Ask, Ranked
 from serving.recommender import Answer
-from serving.signals import NUMBERS, numbers_of
+from serving.signal_values import NUMBERS, numbers_of
 from serving.truth_kernel import encode_numbers_and_items
 from transforms.records.single_object import head
 

@@ -11,7 +11,8 @@ from schemas.cells import CellError, encode_list, encode_vector
 from schemas.features import features_of, group
 from schemas.keys import hash64
 from schemas.stream_cells import SESSION_GAP
-from serving.signals import NUMBERS, _read_at_once, _read_each
+from serving.signal_values import NUMBERS
+from serving.signals import _read_at_once, _read_each
 from serving.stores.base import Cell
 
 READ = ("user_stats", "user_consumed", "user_panes", "user_day", "user_session", "user_preference")
