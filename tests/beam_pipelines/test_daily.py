@@ -193,6 +193,15 @@ def test_deciding_to_skip_loads_neither_beam_nor_tensorflow() -> None:
     assert [s.name for s in STEPS] == ["features", "train", "index", "recommend", "publish"]
 
 
+def test_what_a_demo_says_to_type_next_makes_its_page_live(config: Config) -> None:
+    user = demo.UserExample("u 1", [], [])
+    said = demo._commands([user], " --workspace w", config.workspace.root)
+    log = f"--log dir:{config.workspace.root}/log --workspace w"
+    assert any(command.split(" ", 1)[1] == f"serve {log}" for command in said)
+    assert any(f"stream {log}" in command for command in said)
+    assert any(command.startswith("http://127.0.0.1:8000/#/user/u%201 ") for command in said)
+
+
 def test_a_demo_leaves_other_data_alone(config: Config, tmp_path: Path) -> None:
     told: list[str] = []
     with pytest.raises(UserError, match="no movielens or globo data"):

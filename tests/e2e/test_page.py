@@ -147,6 +147,19 @@ def test_a_purchase_is_a_real_event_and_the_item_is_gone(page_of, world):
     page.until(f"({STEPS}).includes('the stream is not running')", 20)
 
 
+def test_a_server_that_takes_no_events_says_so(browser, world):
+    server = PageServer(world.workspace.root, events=False)
+    page = browser.page(f"{server.url}/#/user/reader")
+    try:
+        page.until(f"{LISTED} > 2")
+        page.click(".ranked > li:first-child .title-button")
+        page.until(f"({STEPS}).includes('not accepted: this server takes no events')")
+    finally:
+        page.close()
+        server.stop()
+    assert page.errors == [] and not posted(world, "reader")
+
+
 def test_with_keys_only(page_of, world):
     page = page_of()
     page.until("!!document.querySelector('.people a')")
