@@ -14,6 +14,8 @@ Hashes = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.void]  # of table.ROW
 
+_AHEAD = 64
+_CHAINS = 16
 SUM, MIN, MAX, TIME, TIE, CARRY = 0, 1, 2, 3, 4, 5
 """How a value column is merged. TIME, TIE, CARRY... are one group: the row with the greatest (time, tie) wins whole."""
 
@@ -129,6 +131,20 @@ def _slot(entity: int, pane: int, member: int, mask: int) -> np.int64:
 
 
 @njit(cache=True, nogil=True)
+def _reach(slots: Codes, rows: Rows, values: Ints, start: int, entity: Ints, pane: Ints, member: Ints, ahead: Ints,
+           reached: Ints) -> None:
+    """Finds the first slots of the next rows and loads what lies there: the misses of many rows are waited for together."""
+    many = min(len(ahead), len(entity) - start)
+    for j in range(many):
+        ahead[j] = _slot(entity[start + j], pane[start + j], member[start + j], len(slots) - 1)
+        reached[j] = slots[ahead[j]]
+    for j in range(many):
+        row = reached[j]
+        if row >= 0:
+            reached[j] = rows[row].pane + values[row, 0]
+
+
+@njit(cache=True, nogil=True)
 def upsert(slots: Codes, head: Codes, rows: Rows, values: Ints, count: int, ops: Ints, new_entity: Ints, new_pane: Ints,
            new_member: Ints, new_values: Ints, hot: Ints) -> int:
     """Merges n rows into a table, in any order and with repeats.
@@ -147,9 +163,12 @@ def upsert(slots: Codes, head: Codes, rows: Rows, values: Ints, count: int, ops:
     mask = len(slots) - 1
     k = len(ops)
     sparse = k - new_values.shape[1]
+    ahead, reached = np.empty(_AHEAD, np.int64), np.empty(_AHEAD, np.int64)
     for i in range(len(new_entity)):
+        if i % _AHEAD == 0:
+            _reach(slots, rows, values, i, new_entity, new_pane, new_member, ahead, reached)
         e, p, m = new_entity[i], new_pane[i], new_member[i]
-        at = _slot(e, p, m, mask)
+        at = ahead[i % _AHEAD]
         row = slots[at]
         while row >= 0 and (rows[row].entity != e or rows[row].pane != p or rows[row].member != m):
             at = (at + 1) & mask
@@ -204,6 +223,27 @@ def reindex(slots: Codes, rows: Rows, count: int) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _walk(head: Codes, rows: Rows, codes: Ints) -> int:
+    """How many rows some entities have. Walks many chains at a time, whose next rows are waited for together; they are in the
+    caches then."""
+    at = np.full(_CHAINS, -1, np.int64)
+    begun, many, walking = 0, 0, True
+    while walking:
+        walking = False
+        for chain in range(_CHAINS):
+            row = at[chain]
+            if row >= 0:
+                many += 1
+                at[chain] = rows[row].following
+                walking = True
+            elif begun < len(codes):
+                at[chain] = head[codes[begun]] if codes[begun] < len(head) else -1
+                begun += 1
+                walking = True
+    return many
+
+
+@njit(cache=True, nogil=True)
 def chained(head: Codes, rows: Rows, codes: Ints, least: Ints) -> tuple[Ints, Ints]:
     """Rows of some entities, each entity's in ascending order of their panes.
 
@@ -216,15 +256,14 @@ def chained(head: Codes, rows: Rows, codes: Ints, least: Ints) -> tuple[Ints, In
       bounds (n + 1,) and rows.
     """
     bounds = np.zeros(len(codes) + 1, np.int64)
-    found, panes = np.empty(4 * len(codes) + 64, np.int64), np.empty(4 * len(codes) + 64, np.int64)
+    many = _walk(head, rows, codes)
+    found, panes = np.empty(many, np.int64), np.empty(many, np.int64)
     end = 0
     for i in range(len(codes)):
         start = end
         row = np.int64(head[codes[i]] if codes[i] < len(head) else -1)
         while row >= 0:
             if rows[row].pane >= least[i]:
-                if end == len(found):
-                    found, panes = np.append(found, np.empty_like(found)), np.append(panes, np.empty_like(panes))
                 found[end], panes[end] = row, rows[row].pane
                 end += 1
             row = rows[row].following
