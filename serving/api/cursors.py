@@ -19,6 +19,7 @@ MAX_SHOWN = 1000
 _LAYOUT = b"\x02"
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _HEAD = 6
+_U32 = np.dtype("<u4")
 MAX_CURSOR = 4 * (_HEAD + 255 + 4 * MAX_SHOWN) // 3 + 4
 """Characters."""
 
@@ -35,7 +36,7 @@ def encode_cursor(version: str, shown: npt.NDArray[np.uint32], page: npt.NDArray
     named = version.encode()
     if len(shown) + len(page) > MAX_SHOWN or len(named) > 255:
         return None
-    rest = b"%c%b%b%b" % (len(named), named, shown.tobytes(), page.astype("<u4", copy=False).tobytes())
+    rest = b"%c%b%b%b" % (len(named), named, shown.tobytes(), page.astype(_U32, copy=False).tobytes())
     raw = _LAYOUT + zlib.crc32(rest).to_bytes(4, "little") + rest
     return binascii.b2a_base64(raw, newline=False).translate(_URL_SAFE).rstrip(b"=").decode()
 
