@@ -3,7 +3,7 @@
 ``packed``: 1,000 events a record, user_panes and user_session (5-minute and 1-hour counts, sessions). ``single``: the same, an
 event a record (Avro). ``full_job``: packed, every feature group of users and items. A rate is all events over the seconds from
 the first batch counted to the last event in the state; the final write is ``drain_s``, and ``to_stored`` the rate with it.
-Flink runs with checkpoints every 2 s. ``paced``: the full job on events of now, so many a second, writing each second what
+Flink runs with checkpoints every 10 s. ``paced``: the full job on events of now, so many a second, writing each second what
 changed.
 
 ``peers``, over the records of ``single`` in Kafka, store the same windows (5 minutes, 1 hour every 5 minutes, sessions; per

@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flink.add_argument("--job-endpoint", metavar="HOST:PORT", help="Beam's job server, when not of 'beamrec services'")
     flink.add_argument("--checkpoints", metavar="DIR",
                        help="where the cluster keeps checkpoints, when not of 'beamrec services'")
-    flink.add_argument("--checkpoint-every", default="2s", metavar="T", help="between checkpoints (default: 2s)")
+    flink.add_argument("--checkpoint-every", default="10s", metavar="T", help="between checkpoints (default: 10s)")
     parser.add_argument("--services", metavar="DIR", help="folder of 'beamrec services' (default: WORKSPACE/services)")
     parser.add_argument("--status", action="store_true", help="print the status row of the job and end")
     parser.add_argument("--print-flags", action="store_true", help="print the flags that this command would run with, and end")

@@ -27,7 +27,8 @@ from serving.stores import StoreError, open_store
 from transforms.beam.stream.state import LAYOUT
 
 RUNNERS = ("prism", "flink", "direct")
-CHECKPOINT_S = 2.0
+CHECKPOINT_S = 10.0
+"""Between checkpoints: each copies the whole state, and after a crash so much of the log is read again."""
 BUNDLE_MS = 200
 """On Flink what a stage is given waits for the end of a bundle, whose age is looked at twice in this time: with Beam's 1000 an
 event waits for seconds on its way through source, users and items."""

@@ -1,6 +1,6 @@
 """The windows of the stream benchmark in Flink SQL, run by a Python of its own: ``python flink_sql.py SPEC.json``.
 
-Flink runs as a cluster inside this process (parallelism: ``cores``, checkpoints every 2 s), and reads the topic with its own
+Flink runs as a cluster inside this process (parallelism: ``cores``, checkpoints every 10 s), and reads the topic with its own
 Kafka connector and Avro format. Tuned as its documentation says: windowing table-valued functions, two-phase aggregation, one
 source for all queries, object reuse, state on the heap. Writes {"first": time, "stored": time} of the last topic into
 ``result``, seconds since 1970.

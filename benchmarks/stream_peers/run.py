@@ -19,6 +19,7 @@ from typing import Any
 import fastavro
 
 from beam_pipelines.errors import UserError
+from beam_pipelines.jobs.stream_run import CHECKPOINT_S
 from beam_pipelines.services import flink, install, process
 from benchmarks.peer_python import peer_python
 from benchmarks.stream_peers import beam_rowwise
@@ -28,12 +29,12 @@ from serving.eventlog import open_log
 
 NOTES = {
     "flink_sql": "Flink SQL 2.3 in one process: window table functions, two-phase, object reuse, state on the heap; "
-                 "checkpoints every 2 s",
+                 "checkpoints every 10 s",
     "spark": "Structured Streaming 4.0: RocksDB with changelog checkpoints, hours chained to panes, micro-batches back to "
              "back; it reads the topic once per kind of window",
-    "beam_rowwise": "stock Beam on the same Flink cluster as beamrec: our source, then a dict per event; checkpoints every 2 s",
+    "beam_rowwise": "stock Beam on the same Flink cluster as beamrec: our source, then a dict per event; checkpoints every 10 s",
 }
-_CHECKPOINT_MS = 2000
+_CHECKPOINT_MS = round(CHECKPOINT_S * 1000)
 _DELAY_S = 10
 _SPARK_BATCH = 500_000
 _LONGEST_S = 3600.0

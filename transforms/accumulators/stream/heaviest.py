@@ -89,7 +89,7 @@ def _pick(weights: Ints, ids: Codes, n: int, cap: int, ends: Ints, data: Bytes, 
 @njit(cache=True, nogil=True)
 def heaviest(bounds: Ints, rows: Ints, table: Rows, values: Ints, decay: Ints, cap: int, pane_cap: int, ends: Ints,
              data: Bytes) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints]:
-    """What decayed.decayed_of gives of entities that have rows.
+    """What weighs most of n entities, each with the decay that it has at the entity's newest pane; ties by id.
 
     Args:
       bounds, rows: (n + 1,) and the rows of each entity by ascending pane; one row for each (pane, member).
@@ -118,8 +118,8 @@ def heaviest(bounds: Ints, rows: Ints, table: Rows, values: Ints, decay: Ints, c
     members, entries = 0, 0
     for i in range(n):
         start, end = bounds[i], bounds[i + 1]
-        last = table[rows[end - 1]].pane
-        while table[rows[start]].pane <= last - len(decay):
+        last = table[rows[end - 1]].pane if start < end else 0
+        while start < end and table[rows[start]].pane <= last - len(decay):
             start += 1
         k = 0  # rows that count, by ascending pane
         while start < end:

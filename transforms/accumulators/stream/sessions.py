@@ -18,11 +18,10 @@ from schemas.features import group as group_of
 from schemas.stream_cells import MICRO, PANE, SECOND, SESSION, SESSION_FIELDS, SESSION_GAP
 from schemas.tables import STREAM_SESSIONS
 from transforms.accumulators.base import Extract, Lists
-from transforms.accumulators.frame import LOW, Ints
-from transforms.accumulators.kernels import best
+from transforms.accumulators.frame import Ints
 from transforms.accumulators.stream import packing
 from transforms.accumulators.stream.base import Cells
-from transforms.accumulators.stream.grouping import bounds_of, groups_of, text_ranks
+from transforms.accumulators.stream.heaviest import heaviest
 from transforms.accumulators.stream.lists import ItemLists, newest_items
 from transforms.accumulators.stream.names import Names
 from transforms.accumulators.stream.panes import FIRST, LAST, MERGES, dwell_and_price
@@ -105,13 +104,12 @@ def open_sessions(panes: Table, items: Table, categories: Table, names: Names, c
     bounds, rows = items.rows_of(codes, since)
     listed = newest_items(items, np.repeat(np.arange(n), np.diff(bounds)), rows, n, SESSION_ITEMS_CAP)
     bounds, rows = categories.rows_of(codes, since)
-    order, starts, whose = groups_of(np.repeat(np.arange(n), np.diff(bounds)), categories.member[rows].astype(np.int64))
-    rows = rows[order]
-    weight = np.add.reduceat(categories.values[rows, 0], starts) if len(rows) else rows
-    member = categories.member[rows[starts]].astype(np.int64)
-    rank = (weight << 32) | (LOW - text_ranks(names, member))
-    bounds, chosen = best(bounds_of(whose, n), rank, SESSION_CATEGORIES_CAP)
-    return OpenSessions(codes, last, listed, bounds, member[chosen], weight[chosen])
+    span = int(categories.pane[rows].max() - since.min()) + 1 if len(rows) else 1
+    bounds, members, _, at, _, weight = heaviest(bounds, rows, categories.rows, categories.values, np.ones(span, np.int64),
+                                                 SESSION_CATEGORIES_CAP, len(rows), *names.utf8())
+    weights = np.zeros(len(members), np.int64)
+    np.add.at(weights, at, weight)
+    return OpenSessions(codes, last, listed, bounds, members, weights)
 
 
 def session_cells(found: OpenSessions, users: Names, items: Names, categories: Names) -> Cells:
