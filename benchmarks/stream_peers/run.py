@@ -32,7 +32,7 @@ NOTES = {
                  "checkpoints every 10 s",
     "spark": "Structured Streaming 4.0: RocksDB with changelog checkpoints, hours chained to panes, micro-batches back to "
              "back; it reads the topic once per kind of window",
-    "beam_rowwise": "stock Beam on the same Flink cluster as beamrec: our source, then a dict per event; checkpoints every 10 s",
+    "beam_rowwise": "stock Beam on the same Flink cluster as beamrec: our source, a dict per event; checkpoints every 10 s",
 }
 _CHECKPOINT_MS = round(CHECKPOINT_S * 1000)
 _DELAY_S = 10
