@@ -120,8 +120,8 @@ def send(job: Job, variants: list[tuple[bytes, np.ndarray]], mark: bytes) -> Rep
     nothing = np.zeros(0, np.int32)
     drive(nothing, texts, sizes, blanks, marked, job.users, 0, 0.0, 0.0, job.batch, 0)  # compiles, or loads
     used, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    sent, accepted, latencies, statuses, problem = drive(fds, texts, sizes, blanks, marked, job.users, job.first, job.seconds,
-                                                         job.rate, job.batch, room)
+    sent, accepted, latencies, statuses, problem = drive(fds, texts, sizes, blanks, marked, job.users, job.first,
+                                                         float(job.seconds), float(job.rate), job.batch, room)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     for opened in sockets:
         opened.close()

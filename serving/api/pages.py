@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.inference.bundle import Bundle
 from schemas.keys import hash64
 from serving.api.cursors import encode_cursor
-from serving.api.page_json import items_json
+from serving.page_json import items_json
 from serving.ranking.listed import LOW
 from serving.ranking.model import Ask, Ranked
 from serving.recommender import Answer

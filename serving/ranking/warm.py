@@ -6,6 +6,7 @@ import numpy as np
 
 from models.inference.bundle import Bundle
 from schemas.cells import RankedList, encode_recs
+from serving.page_json import items_json
 from serving.ranking.listed import read_listed
 from serving.ranking.model import Ask, Candidates, Signals
 from serving.ranking.on_demand import make
@@ -37,5 +38,7 @@ def warm_up(policies: Policies, bundle: Bundle) -> None:
     for policy in policies.contexts.values():
         rules_of(policy, bundle)
         ask = Ask("", policy.name, page_size=10, shown=shown)
-        rank(ask, Candidates(recs, bundle.version, "popular", False), signals, policy, bundle)
+        page = rank(ask, Candidates(recs, bundle.version, "popular", False), signals, policy, bundle)
+        if page.packed is not None:
+            items_json(page.packed, page.scores, 1, bundle)
     make(Ask(""), signals, bundle, 0)

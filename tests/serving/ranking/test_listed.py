@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from models.inference.bundle import Bundle
 from schemas.cells import REASONS, SOURCES, RankedList, decode_recs, encode_recs
 from schemas.keys import hash64
-from serving.api.page_json import items_json, write_score
 from serving.api.pages import Pages, Pieces
+from serving.page_json import items_json, write_score
 from serving.ranking.listed import ListCell, read_listed
 from serving.ranking.model import Ask, Candidates, Ranked, Signals
 from serving.ranking.overlay import ItemUpsert, Overlay
