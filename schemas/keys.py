@@ -15,6 +15,8 @@ SUPPRESSED = "s:"
 """Begins the group name of a suppression cell (family stream, row of the user); the item's id follows."""
 SUPPRESS_DAYS = 7
 """A suppression older than this hides nothing: the batch features have had the event for days by then."""
+TRENDING = "t:"
+"""Begins the group name of a cell with what is trending (family stream, row trending_key); a bucket of items follows."""
 STATUS = "status"
 """Group of the status row of a job."""
 STREAM_JOB = "stream"
@@ -73,6 +75,11 @@ def suppressed_group(item_id: str) -> str:
 def status_key(job: str = STREAM_JOB) -> str:
     """Row key of a streaming job's status (family stream, group STATUS)."""
     return f"status#stream#{job}"
+
+
+def trending_key(job: str = STREAM_JOB) -> str:
+    """Row key of what is trending by a streaming job (family stream, a list cell for each bucket of items)."""
+    return f"trending#stream#{job}"
 
 
 def import_event_id(source: str, row: int) -> str:

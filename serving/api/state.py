@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from serving.ranking.policy import load
 from serving.recommender import Recommender
 from serving.settings import Clock, Settings
 from serving.stores.aio import AsyncStore, open_async
+from serving.trending import Trending, Trends
 from serving.truth import Truth
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class State:
       store: of features, lists and versions.
       recommender: makes lists; it holds the bundles, versions and breakers.
       titles: metadata of items that no bundle holds.
+      trends: keeps what is trending in the recommender.
       collector: takes events, items and users; None without an event log.
       truth: logs what was served; None without an event log.
       follower: brings items and users as they are PUT into the store and the overlay; None without an event log.
@@ -56,6 +59,7 @@ class State:
     store: AsyncStore
     recommender: Recommender
     titles: Titles
+    trends: Trends
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -68,6 +72,7 @@ class State:
         self.collector: Collector | None = None
         self.truth: Truth | None = None
         self.follower: Follower | None = None
+        self._freshening = threading.Lock()
 
     @property
     def breakers(self) -> Breakers:
@@ -89,7 +94,9 @@ class State:
             self.truth.start()
             self.follower = Follower(settings.log, settings.store, self.workspace.root / "follow.lock", self._add_items)
             self.follower.start()
+        self.trends = Trends(self.store, self.clock, self._set_trending, settings.stream_job)
         await self.recommender.open()
+        self.trends.start()
         self.peers.start()
         try:
             _log.info("worker started", extra={"fields": {"state": self.recommender.check()}})
@@ -98,8 +105,17 @@ class State:
 
     def _add_items(self, upserts: Sequence[ItemUpsert]) -> None:
         """Shows new items, and hides removed ones, from now on; called in the follower's thread."""
-        fresh = self.recommender.fresh
-        self.recommender.fresh = replace(fresh, overlay=grown(fresh.overlay, upserts))
+        with self._freshening:
+            fresh = self.recommender.fresh
+            self.recommender.fresh = replace(fresh, overlay=grown(fresh.overlay, upserts))
+
+    def _set_trending(self, trending: Trending) -> None:
+        if not self._freshening.acquire(blocking=False):
+            return  # the overlay is growing, for which the loop does not wait: it is told again soon
+        try:
+            self.recommender.fresh = replace(self.recommender.fresh, trending=trending)
+        finally:
+            self._freshening.release()
 
     async def close(self) -> None:
         """Makes durable what was accepted, then releases everything."""
@@ -111,6 +127,7 @@ class State:
         if self.truth is not None:
             await self.truth.close()
         await self.peers.close()
+        await self.trends.close()
         await self.recommender.close()
         await self.store.close()
         _log.info("worker stopped")

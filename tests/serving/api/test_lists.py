@@ -1,5 +1,7 @@
 """Lists, similar items, a client's own list: what is answered, and that it is what the schema says."""
 
+import time
+
 import msgspec
 import numpy as np
 import pytest
@@ -7,8 +9,11 @@ from api_world import LISTED, client_of, ids, publish
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.cells import encode_list
+from schemas.keys import TRENDING, trending_key
 from serving.api.cursors import CursorError, decode_cursor, encode_cursor
 from serving.responses import Recommendations, SimilarItems
+from serving.stores.base import Cell, FeatureWrite
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,27 @@ def test_pages_never_repeat_and_ranks_go_on(client):
             break
     assert len(seen) == len(set(seen)) >= len(LISTED) and set(LISTED) <= set(seen)
     assert ranks == list(range(1, len(seen) + 1))
+
+
+def test_what_is_trending_reaches_who_has_no_list(tmp_path):
+    from serving_world import NOW, World
+
+    world = publish(World(tmp_path / "workspace"))
+    trending = encode_list(0, ["i51"], np.zeros(1, np.int64), np.ones(1, np.float32))
+    world.store.write_features([FeatureWrite(trending_key(), "stream", f"{TRENDING}0", Cell(trending, NOW))])
+    users = [f"bob-{n}" for n in range(100)]  # another each time: a list once made is kept
+    for user in users:
+        world.put_features(user, "user_last_items", ["i4", "i8"])
+    with client_of(world) as client:
+        for user in users:
+            page = client.get("/v1/recommendations", params={"user_id": user, "page_size": 50}).json()
+            assert page["served_from"] == "on_demand"
+            sources = {item["item_id"]: item["rec_source"] for item in page["items"]}
+            if sources.get("i51") == "trending":
+                break
+            time.sleep(0.05)
+        assert sources["i51"] == "trending"
+    world.store.close()
 
 
 def test_item_and_cart_lists_are_around_their_items(client):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.features import COOCCURRENCE_CAP, PANE_PARTNERS_CAP
@@ -20,6 +21,11 @@ from transforms.accumulators.stream.grouping import text_ranks
 from transforms.accumulators.stream.kernels import MAX, SUM
 from transforms.accumulators.stream.state import Kept, TableState
 from transforms.accumulators.stream.table import Table
+
+TRENDING_HALF_LIFE = 10
+"""Minutes in which an event's weight for what is trending halves."""
+_TRENDING: npt.NDArray[np.int64] = np.rint(
+    (1 << 20) * 2.0 ** (-np.arange(RINGS["item_minutes"].size) / TRENDING_HALF_LIFE)).astype(np.int64)
 
 
 class ItemState(TableState):
@@ -49,6 +55,21 @@ class ItemState(TableState):
         self.tables["pairs"].add(names.codes(changed.column("item_id")), changed.column("pane").to_numpy(),
                                  names.codes(changed.column("other_id")),
                                  changed.column("users").to_numpy().astype(np.int64)[:, None])
+
+    def trending(self, most: int) -> tuple[list[str], npt.NDArray[np.float32], int] | None:
+        """What is trending: ids by their event weights of the last hour, which halve in TRENDING_HALF_LIFE minutes, heaviest
+        first (ties by hash), at most so many; their weights in the newest minute; the newest event's time. None without."""
+        table = self.tables.get("minutes")
+        if table is None or not len(table):
+            return None
+        last = int(table.pane.max())
+        rows = np.flatnonzero(table.pane > last - RINGS["item_minutes"].size)
+        weight = table.values[rows, 0] * _TRENDING[last - table.pane[rows]]
+        totals = np.bincount(table.entity[rows], weight.astype(np.float64))  # whole numbers below 2^53: exact in any order
+        codes = np.flatnonzero(totals)
+        codes = codes[np.lexsort((self.names["item"].hashes[codes], -totals[codes]))][:most]
+        weights = (totals[codes] / _TRENDING[0]).astype(np.float32)
+        return self.names["item"].strings(codes).to_pylist(), weights, int(table.values[rows, 1].max())
 
     def final(self, horizon: int, previous: int) -> dict[str, pa.RecordBatch]:
         """See StreamAccumulator: closed minutes."""

@@ -222,13 +222,13 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
 
     def _copy(self, bucket: int, known: bytes | None, held: Held) -> Any:
         if not known:
-            return self.KIND.new(self._rules)
-        marker = Marker.unpack(known)
-        live = self._live.take(bucket, marker)
-        if live is None:
+            live: Bucket | None = self.KIND.new(self._rules)
+        elif (live := self._live.take(bucket, marker := Marker.unpack(known))) is None:
             live = self.KIND.restore(self._rules, marker, b"".join(held.snapshot.read()) or None, held.deltas.read())
             self._restored.inc()
             self._stats[metric_names.STATE_RESTORED] += 1
+        assert live is not None
+        live.key = bucket
         return live
 
     def _flushed(self, live: Bucket, held: Held, now: float | None = None) -> list[pa.RecordBatch]:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.keys import ENTITY_KINDS, SUPPRESSED, USER
+from schemas.cells import encode_list
+from schemas.keys import ENTITY_KINDS, SUPPRESSED, TRENDING, USER, trending_key
 from schemas.stream_cells import encode_suppression
 from transforms.accumulators.stream.base import Cells
 
@@ -36,6 +37,13 @@ def cell_rows(entity: str, cells: Cells) -> pa.RecordBatch:
         [row_keys(ENTITY_KINDS[entity], cells.entities.hashes, cells.entities.ids),
          pa.repeat(pa.scalar(cells.group, pa.string()), n), cells.packed.cast(pa.binary()), pa.array(cells.timestamps)],
         schema=CELLS)
+
+
+def trending_row(job: str, bucket: int, ids: list[str], weights: npt.NDArray[np.float32], newest: int) -> pa.RecordBatch:
+    """The cell of what is trending in a bucket of items, heaviest first, as CELLS; its times are not told."""
+    value = encode_list(0, ids, np.zeros(len(ids), np.int64), weights)
+    return pa.RecordBatch.from_pydict({"row": [trending_key(job)], "group": [f"{TRENDING}{bucket:x}"], "value": [value],
+                                       "timestamp": [newest // 1000 * 1000]}, schema=CELLS)
 
 
 def suppression_rows(user_hashes: npt.NDArray[np.uint64], user_ids: pa.Array, item_ids: pa.Array,

@@ -10,6 +10,7 @@ import pyarrow as pa
 from schemas.stream_cells import PANE
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.item import ItemState
+from transforms.beam.stream.cells import trending_row
 from transforms.beam.stream.freshness import Moments, moments_of
 from transforms.beam.stream.state import Bucket, Hashes, Rules, groups_of
 from transforms.beam.stream.wire import unpack_parts
@@ -17,6 +18,9 @@ from transforms.beam.stream.wire import unpack_parts
 PARTNERS = "item_cooccurring"
 """The group whose cells come in turns."""
 PARTNERS_EVERY_S = 30.0
+TRENDING_EVERY_S = 10.0
+TRENDING_ITEMS = 100
+"""So many of a bucket's items may be trending."""
 _PHASE_BITS, _PHASE_SHIFT = 16, 8  # of a hash: low ones, for the high ones choose the bucket
 
 
@@ -24,7 +28,8 @@ class ItemBucket(Bucket):
     """The items of a bucket; an element is two packed parts (wire.pack_parts): events, and changes of pairs.
 
     Who is seen with an item is written every PARTNERS_EVERY_S, items taking turns: with every view nearly all items get another
-    partner, each cell is made from all its rows, and a second changes little in a weight that halves in an hour.
+    partner, each cell is made from all its rows, and a second changes little in a weight that halves in an hour. What is
+    trending in the bucket is written every TRENDING_EVERY_S.
     """
 
     ENTITY = "item"
@@ -35,6 +40,7 @@ class ItemBucket(Bucket):
         self.accepted: Moments = np.empty(0, np.uint32)  # of the last message's events
         self._partnered: list[Hashes] = []
         self._turned: float | None = None
+        self._trends_changed, self._trends_at = False, 0.0
 
     @classmethod
     def new(cls, rules: Rules) -> Self:
@@ -47,6 +53,7 @@ class ItemBucket(Bucket):
         self.accepted = moments_of(events) if events is not None else np.empty(0, np.uint32)
         if events is not None:
             self.state.add(Events(events))
+            self._trends_changed = self.rules.groups is None
             self.touch(self.state.hashes_of(events.column("item_id")), events.column("occurred_at").cast(pa.int64()).to_numpy())
         if changed is not None:
             self.state.add_pairs(changed)
@@ -61,12 +68,19 @@ class ItemBucket(Bucket):
     @property
     def is_dirty(self) -> bool:
         """See Bucket."""
-        return bool(self._dirty or self._partnered)
+        return bool(self._dirty or self._partnered or self._trends_changed)
 
     def cells_due(self, now: float | None) -> list[pa.RecordBatch]:
         """See Bucket."""
         others = [group for group in self.state.groups if group != PARTNERS]
-        return [*self._cells_of(self._taken(), others), *self._cells_of(self._turn(now), (PARTNERS,))]
+        return [*self._cells_of(self._taken(), others), *self._cells_of(self._turn(now), (PARTNERS,)), *self._trending(now)]
+
+    def _trending(self, now: float | None) -> list[pa.RecordBatch]:
+        if not self._trends_changed or (now is not None and now - self._trends_at < TRENDING_EVERY_S):
+            return []
+        self._trends_changed, self._trends_at = False, now or 0.0
+        found = self.state.trending(TRENDING_ITEMS)
+        return [trending_row(self.rules.job, self.key, *found)] if found is not None else []
 
     def _turn(self, now: float | None) -> Hashes:
         """The items whose partners are written now; the rest of those whose partners changed waits for its turn."""
@@ -89,3 +103,4 @@ class ItemBucket(Bucket):
     def restore_extra(self, data: bytes) -> None:
         """See Bucket."""
         self._partnered = [np.frombuffer(data, np.uint64)] if data else []
+        self._trends_changed = self.rules.groups is None

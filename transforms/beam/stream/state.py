@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from schemas.keys import STREAM_JOB
 from schemas.stream_cells import PANE
 from schemas.tables import TABLES
 from transforms.accumulators.stream.base import StreamAccumulator
@@ -56,11 +57,13 @@ class Rules:
       lateness: microseconds that an event may come after its pane ended.
       groups: feature groups that are kept and written; None: all, and the items that users are done with.
       audit: whether rows that are final are given out, by the hour in which they became final.
+      job: whose row tells what is trending.
     """
 
     lateness: int = HOUR
     groups: tuple[str, ...] | None = None
     audit: bool = False
+    job: str = STREAM_JOB
 
 
 def groups_of(kind: type[StreamAccumulator], groups: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -136,6 +139,7 @@ class Bucket:
     def __init__(self, rules: Rules, state: StreamAccumulator) -> None:
         self.rules, self.state = rules, state
         self.marker = Marker(token=os.urandom(8))
+        self.key = 0  # of the bucket in the job
         self.snapshot_bytes = 0
         self.flush_due: float | None = None
         self.flush_costs = 0.0, 0.0  # CPU seconds of the last two flushes: one alone may have compiled something
