@@ -178,6 +178,15 @@ def test_groups_choose_what_is_kept() -> None:
     assert {g.name for g in GROUPS if g.source == "stream" and g.entity == "user"} == set(UserState.GROUPS)
 
 
+def test_an_impression_writes_only_what_it_changes() -> None:
+    runner = OneBucket.of_users(FOR_EVER)
+    runner.bundle(("add", packed([Event("e1", "u1", "i1", "view", ORIGIN, None, None, ())])), ("flush", None))
+    assert {group for _, group in runner.cells} == set(UserState.GROUPS)
+    runner.cells.clear()
+    runner.bundle(("add", packed([Event("e2", "u1", "i2", "impression", ORIGIN + 1_000, None, None, ())])), ("flush", None))
+    assert {group for _, group in runner.cells} == {"user_panes", "user_day", "user_session"}
+
+
 @settings(max_examples=40)
 @given(events(50), st.integers(1, 12))
 def test_items_get_each_event_and_pair_once(chosen: list[Event], size: int) -> None:

@@ -18,7 +18,7 @@ from transforms.accumulators.stream.item import ItemState
 from transforms.accumulators.stream.user import UserState
 from transforms.beam.stream.cells import suppression_rows
 from transforms.beam.stream.seen import SeenEvents, event_keys
-from transforms.beam.stream.state import UNKNOWN, Bucket, Rules, groups_of
+from transforms.beam.stream.state import UNKNOWN, Bucket, Hashes, Rules, groups_of
 from transforms.beam.stream.wire import unpack
 
 SEGMENT_COLUMNS = ("event_type", "surface")
@@ -55,6 +55,10 @@ class _Seen(msgspec.Struct):
     keys: bytes
 
 
+INTERACTIONS = ("user_preference", "user_recent")
+"""Groups that only events of weight > 0 with an item change."""
+
+
 class UserBucket(Bucket):
     """The users of a bucket; an element is a batch of events with USER_COLUMNS, whose copies it leaves out."""
 
@@ -65,6 +69,7 @@ class UserBucket(Bucket):
         super().__init__(rules, UserState(groups_of(UserState, rules.groups)))
         self.seen = SeenEvents()
         self._with_pairs = "pairs" in self.state.extras
+        self._interacted: list[Hashes] = []  # users whose INTERACTIONS changed since the last flush
         self._consumed: list[tuple[npt.NDArray[np.uint64], pa.Array, pa.Array, npt.NDArray[np.int64]]] = []
 
     @classmethod
@@ -97,8 +102,9 @@ class UserBucket(Bucket):
         events = Events(fresh)
         self.state.add(events)
         self.touch(users, times)
+        has_item = fresh.column("item_id").is_valid().to_numpy(zero_copy_only=False)
+        self._interacted.append(users[(events.weight > 0) & has_item])
         if self.rules.groups is None:
-            has_item = fresh.column("item_id").is_valid().to_numpy(zero_copy_only=False)
             consumed = np.flatnonzero(_CONSUMES[events.type] & has_item)
             if len(consumed):
                 rows = pa.array(consumed)
@@ -114,6 +120,13 @@ class UserBucket(Bucket):
         self._add(fresh, times, users)
         if self._with_pairs:
             self.state.settle()  # its pairs went to the items when the events first came
+
+    def cells_due(self, now: float | None) -> list[pa.RecordBatch]:
+        """See Bucket: an impression changes counts and sessions, and nothing else is written."""
+        others = [group for group in self.state.groups if group not in INTERACTIONS]
+        interacted, self._interacted = self._interacted, []
+        return [*self._cells_of(self._taken(), others),
+                *self._cells_of(np.unique(np.concatenate(interacted)) if interacted else np.empty(0, np.uint64), INTERACTIONS)]
 
     def pending_cells(self) -> list[pa.RecordBatch]:
         """See Bucket: suppressions."""
