@@ -14,7 +14,7 @@ _IMPORT = re.compile(r"^from ((?:schemas|transforms|models|serving|beam_pipeline
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Drops compiled loops that are older than a file with loops that theirs imports: numba looks only at a function's own file,
+    """Drops compiled loops that are older than a file with loops that theirs imports: numba looks only at a loop's own file,
     so that after an edit whoever calls the edited loop from elsewhere would go on with the old one."""
     if hasattr(config, "workerinput"):  # once, before the workers start
         return
