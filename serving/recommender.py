@@ -83,16 +83,15 @@ class Recommender:
         self.policies = policies or load()
         self.fresh = NOTHING_FRESH
         """What is newer than the bundles: items, and what is trending; whoever follows them swaps it."""
-        self._reader = SignalReader(stream_job) if read_signals is None else None
-        self._store, self._now, self._read_signals = store, now, read_signals or self._one_reader
+        self._reader: SignalReader | None = None
+        if read_signals is None:
+            self._reader = SignalReader(stream_job)
+            read_signals = self._reader.read
+        self._store, self._now, self._read_signals = store, now, read_signals
         self.breakers = Breakers.make(_breaker_changed)
         self.bundles = Bundles(folder, _tell, partial(warm_up, self.policies) if warm else None)
         self.versions = Versions(store, self.bundles, tuple(self.policies.contexts), prepare=self._prepare)
         self.ladder = Ladder(store, self.bundles, self.breakers, make_list or self._make)
-
-    async def _one_reader(self, store: AsyncStore, user_id: str, now: int, seconds: float) -> Signals:
-        assert self._reader is not None
-        return await self._reader.read(store, user_id, now, seconds)
 
     async def open(self) -> None:
         """Reads the pointers and loads their bundles; a store that is away does not keep a worker from starting."""

@@ -29,10 +29,11 @@ from serving.eventlog import open_log
 
 NOTES = {
     "flink_sql": "Flink SQL 2.3 in one process: window table functions, two-phase, object reuse, state on the heap; "
-                 "checkpoints every 10 s",
+                 f"checkpoints every {CHECKPOINT_S:g} s",
     "spark": "Structured Streaming 4.0: RocksDB with changelog checkpoints, hours chained to panes, micro-batches back to "
              "back; it reads the topic once per kind of window",
-    "beam_rowwise": "stock Beam on the same Flink cluster as beamrec: our source, a dict per event; checkpoints every 10 s",
+    "beam_rowwise": "stock Beam on the same Flink cluster as beamrec: our source, a dict per event; "
+                    f"checkpoints every {CHECKPOINT_S:g} s",
 }
 _CHECKPOINT_MS = round(CHECKPOINT_S * 1000)
 _DELAY_S = 10

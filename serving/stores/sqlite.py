@@ -214,7 +214,7 @@ class SqliteStore:
         """See Store."""
         table = _table(family)
         found: dict[str, dict[str, Cell]] = {row: {} for row in rows}
-        named = [g for g in groups if not g.endswith(ANY)]
+        named, prefixes = _filter(tuple(groups))
         if named:
             where_group = f'"group" IN ({_marks(len(named))})'
             for keys in _padded(list(found)):
@@ -222,8 +222,7 @@ class SqliteStore:
                        f' WHERE "row" IN ({_marks(len(keys))}) AND {where_group}')
                 for row, group, value, timestamp in self._read(sql, (*keys, *named)):
                     found[row][group] = Cell(value, timestamp)
-        if len(named) < len(groups):
-            self._read_prefixes(found, table, [g[:-1] for g in groups if g.endswith(ANY)])
+        self._read_prefixes(found, table, prefixes)
         return [found[row] for row in rows]
 
     def read_row(self, row: str, wanted: Mapping[Family, Sequence[str]]) -> dict[Family, dict[str, Cell]]:
@@ -261,7 +260,7 @@ class SqliteStore:
             return None
         return found, listed
 
-    def _read_prefixes(self, found: dict[str, dict[str, Cell]], table: str, prefixes: list[str]) -> None:
+    def _read_prefixes(self, found: dict[str, dict[str, Cell]], table: str, prefixes: Sequence[str]) -> None:
         """Adds to ``found`` the newest cells whose group begins with a prefix: one range of the key per row."""
         sql = (f'SELECT "group", value, timestamp FROM {table} WHERE "row" = ? AND "group" >= ? AND "group" < ?'
                f" ORDER BY timestamp DESC, \"group\" LIMIT {MAX_PREFIX_CELLS}")
@@ -449,16 +448,15 @@ def _whole_statement(families: tuple[str, ...], listed: bool) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _filter(groups: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Names and prefixes among groups."""
-    return frozenset(g for g in groups if not g.endswith(ANY)), tuple(g[:-1] for g in groups if g.endswith(ANY))
+    """Names and prefixes among groups, each once."""
+    return frozenset(g for g in groups if not g.endswith(ANY)), tuple(dict.fromkeys(g[:-1] for g in groups if g.endswith(ANY)))
 
 
 @functools.lru_cache(maxsize=256)
-def _row_statement(family: str, groups: tuple[str, ...]) -> tuple[str, list[str], list[str]]:
+def _row_statement(family: str, groups: tuple[str, ...]) -> tuple[str, frozenset[str], tuple[str, ...]]:
     """The statement that reads groups of one row, the names and the prefixes among them."""
     table, columns = _table(family), '"group", value, timestamp'
-    names = [g for g in dict.fromkeys(groups) if not g.endswith(ANY)]
-    prefixes = [g[:-1] for g in dict.fromkeys(groups) if g.endswith(ANY)]
+    names, prefixes = _filter(groups)
     parts = [f'SELECT {columns} FROM {table} WHERE "row" = ? AND "group" IN ({_marks(len(names))})']
     parts += [f'SELECT * FROM (SELECT {columns} FROM {table} WHERE "row" = ? AND "group" >= ? AND "group" < ?'
               f' ORDER BY timestamp DESC, "group" LIMIT {MAX_PREFIX_CELLS})'] * len(prefixes)

@@ -221,14 +221,16 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         return beam.pvalue.TaggedOutput(tag, GlobalWindows.windowed_value(value, oldest))
 
     def _copy(self, bucket: int, known: bytes | None, held: Held) -> Any:
-        if not known:
-            live: Bucket | None = self.KIND.new(self._rules)
-        elif (live := self._live.take(bucket, marker := Marker.unpack(known))) is None:
+        live = self._restored_copy(bucket, Marker.unpack(known), held) if known else self.KIND.new(self._rules)
+        live.key = bucket
+        return live
+
+    def _restored_copy(self, bucket: int, marker: Marker, held: Held) -> Bucket:
+        live = self._live.take(bucket, marker)
+        if live is None:
             live = self.KIND.restore(self._rules, marker, b"".join(held.snapshot.read()) or None, held.deltas.read())
             self._restored.inc()
             self._stats[metric_names.STATE_RESTORED] += 1
-        assert live is not None
-        live.key = bucket
         return live
 
     def _flushed(self, live: Bucket, held: Held, now: float | None = None) -> list[pa.RecordBatch]:

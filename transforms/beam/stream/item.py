@@ -12,7 +12,7 @@ from transforms.accumulators.events import Events
 from transforms.accumulators.stream.item import ItemState
 from transforms.beam.stream.cells import trending_row
 from transforms.beam.stream.freshness import Moments, moments_of
-from transforms.beam.stream.state import Bucket, Hashes, Rules, groups_of
+from transforms.beam.stream.state import Bucket, Hashes, Rules, distinct, groups_of
 from transforms.beam.stream.wire import unpack_parts
 
 PARTNERS = "item_cooccurring"
@@ -86,7 +86,7 @@ class ItemBucket(Bucket):
         """The items whose partners are written now; the rest of those whose partners changed waits for its turn."""
         if not self._partnered:
             return np.empty(0, np.uint64)
-        waiting, self._partnered = np.unique(np.concatenate(self._partnered)), []
+        waiting, self._partnered = distinct(self._partnered), []
         last, self._turned = self._turned, now
         if now is None or last is None or now - last >= PARTNERS_EVERY_S:
             return waiting
@@ -98,7 +98,7 @@ class ItemBucket(Bucket):
 
     def extra(self) -> bytes:
         """See Bucket: items whose partners are still to be written."""
-        return np.unique(np.concatenate(self._partnered)).tobytes() if self._partnered else b""
+        return distinct(self._partnered).tobytes()
 
     def restore_extra(self, data: bytes) -> None:
         """See Bucket."""

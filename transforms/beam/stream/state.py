@@ -238,7 +238,7 @@ class Bucket:
     def _taken(self) -> Hashes:
         """What is dirty, ascending; from now on it is not."""
         dirty, self._dirty = self._dirty, []
-        return np.unique(np.concatenate(dirty)) if dirty else np.empty(0, np.uint64)
+        return distinct(dirty)
 
     def _cells_of(self, hashes: Hashes, groups: Collection[str] | None = None) -> list[pa.RecordBatch]:
         return [cell_rows(self.ENTITY, cells) for cells in self.state.cells(hashes, groups)] if len(hashes) else []
@@ -314,6 +314,11 @@ class Bucket:
         self.snapshot_bytes = len(data)
         self.marker = dataclasses.replace(self.marker, deltas=0, delta_bytes=0)
         return data
+
+
+def distinct(parts: list[Hashes]) -> Hashes:
+    """The hashes in any of the parts, ascending."""
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 
 
 def _sequence_of(delta: bytes) -> int:

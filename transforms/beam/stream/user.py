@@ -18,7 +18,7 @@ from transforms.accumulators.stream.item import ItemState
 from transforms.accumulators.stream.user import UserState
 from transforms.beam.stream.cells import suppression_rows
 from transforms.beam.stream.seen import SeenEvents, event_keys
-from transforms.beam.stream.state import UNKNOWN, Bucket, Hashes, Rules, groups_of
+from transforms.beam.stream.state import UNKNOWN, Bucket, Hashes, Rules, distinct, groups_of
 from transforms.beam.stream.wire import unpack
 
 SEGMENT_COLUMNS = ("event_type", "surface")
@@ -125,8 +125,7 @@ class UserBucket(Bucket):
         """See Bucket: an impression changes counts and sessions, and nothing else is written."""
         others = [group for group in self.state.groups if group not in INTERACTIONS]
         interacted, self._interacted = self._interacted, []
-        return [*self._cells_of(self._taken(), others),
-                *self._cells_of(np.unique(np.concatenate(interacted)) if interacted else np.empty(0, np.uint64), INTERACTIONS)]
+        return [*self._cells_of(self._taken(), others), *self._cells_of(distinct(interacted), INTERACTIONS)]
 
     def pending_cells(self) -> list[pa.RecordBatch]:
         """See Bucket: suppressions."""
