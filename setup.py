@@ -36,7 +36,7 @@ setup(
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
     package_data={"schemas.avro": ["*.avsc"], "serving.clients": ["*.js"], "serving.ranking": ["*.toml"],
                   "serving.page": ["*.html", "*.css", "*.js", "*.svg"]},
-    install_requires=["numpy>=2.3", "pyarrow>=21", "xxhash>=3.6", "msgspec>=0.20", "rich>=14", "numba>=0.63"],
+    install_requires=["numpy>=2.3", "pyarrow>=21", "xxhash>=3.6", "msgspec>=0.20", "rich>=14", "numba>=0.63", "lmdb>=3.0"],
     extras_require={"batch": BATCH, "stream": STREAM, "train": TRAIN, "serve": SERVE, "bigtable": BIGTABLE, "dev": DEV,
                     "all": [*TRAIN, *STREAM, *SERVE, *BIGTABLE]},
     entry_points={"console_scripts": ["beamrec = beam_pipelines.cli.main:main"]},

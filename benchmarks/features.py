@@ -38,6 +38,7 @@ from schemas.keys import ENTITY_KINDS, row_key
 from serving.features import AsyncFeatureReader
 from serving.stores import open_store
 from serving.stores.aio import AsyncStore, open_async
+from serving.stores.columns import cell_batch
 
 SHAPES = {"user": (1, 250), "item": (100, 30)}
 """Entities of one read, features of each."""
@@ -167,7 +168,8 @@ def write(uri: str, values: Values) -> Registry:
     for group in groups:
         matrix = values[group.entity]
         rows = [row_key(ENTITY_KINDS[group.entity], f"{group.entity}-{i:06}") for i in range(len(matrix))]
-        store.write_cells("batch", rows, [group.name] * len(rows), encode_vectors(group.id, matrix), [_NOW - _HOUR] * len(rows))
+        store.write_cells("batch", cell_batch(rows, [group.name] * len(rows), encode_vectors(group.id, matrix),
+                                              [_NOW - _HOUR] * len(rows)))
     store.close()
     return Registry(groups, features)
 

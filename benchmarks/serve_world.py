@@ -29,8 +29,9 @@ from schemas.keys import ITEM, STATUS, USER, list_key, row_key, status_key, supp
 from schemas.stream_cells import DECAYED, PANE, RING, RINGS, SESSION, encode_suppression
 from schemas.tables import ITEMS
 from schemas.workspace import DAY_MICROS, Workspace
-from serving.stores import open_store
+from serving.stores import open_store, sqlite
 from serving.stores.base import Active, Cell, FeatureWrite, ListWrite, Store
+from serving.stores.columns import cell_batch
 from transforms.catalogue import make_catalogue
 
 NOW = 20_000 * DAY_MICROS
@@ -67,7 +68,8 @@ class ServeWorld:
         Args:
           store: URI of an empty store; default: SQLite in the folder.
         """
-        said = json.dumps({"users": users, "items": items, "versions": versions, "seed": seed, "store": store, "layout": 1})
+        said = json.dumps({"users": users, "items": items, "versions": versions, "seed": seed, "store": store,
+                           "layout": sqlite.LAYOUT})
         mark, workspace = root / "world.json", Workspace(root)
         names = tuple(f"20240101-0000000{v + 1}" for v in range(versions))
         uri = store or f"sqlite:{workspace.store}"
@@ -186,13 +188,13 @@ def _write_features(store: Store, users: int, items: int, rng: np.random.Generat
             wanted = range(start, min(users, start + _STEP))
             rows = [row for u in wanted for row in [row_key(USER, user_id(u))] * len(cells[u % ARCHETYPES])]
             names, values = zip(*(cell for u in wanted for cell in cells[u % ARCHETYPES]), strict=True)
-            store.write_cells(family, rows, names, values, [at] * len(rows))  # type: ignore[arg-type]
+            store.write_cells(family, cell_batch(rows, names, values, [at] * len(rows)))  # type: ignore[arg-type]
     item_cells = [encode_vector(group("item_stats").id, rng.random(len(features_of("item_stats"))).astype(np.float32))
                   for _ in range(256)]
     for start in range(0, items, _STEP):
         rows = [row_key(ITEM, item_id(n)) for n in range(start, min(items, start + _STEP))]
-        store.write_cells("batch", rows, ["item_stats"] * len(rows), [item_cells[n % 256] for n in range(len(rows))],
-                          [NOW - DAY_MICROS] * len(rows))
+        stats = [item_cells[n % 256] for n in range(len(rows))]
+        store.write_cells("batch", cell_batch(rows, ["item_stats"] * len(rows), stats, [NOW - DAY_MICROS] * len(rows)))
 
 
 def _cells(consumed: list[int], items: int, rng: np.random.Generator) -> dict[str, tuple[str, bytes]]:

@@ -25,6 +25,11 @@ HEADER_BYTES = _HEADER.size
 _FEW_IDS = 20
 """From so many on a string column makes them in a quarter of the time."""
 
+CELLS = pa.schema([pa.field("row", pa.string()), pa.field("group", pa.string()), pa.field("value", pa.binary()),
+                   pa.field("timestamp", pa.int64())])
+"""Cells on their way to a store: row key (schemas.keys.row_key), feature group, packed cell, cell timestamp in microseconds
+(whole milliseconds)."""
+
 SOURCES = ("two_tower", "item_cf", "popular", "ranker", "trending", "content", "exploration")
 REASONS = ("because_you_watched", "similar_taste", "popular", "trending", "new", "discovery", "similar_item", "goes_together")
 """Names behind the one-byte codes of a ranked list: only ever append."""

@@ -154,4 +154,5 @@ def _sqlite_files(store: SqliteStore) -> dict[str, Any]:
         except FileNotFoundError:
             return 0
 
-    return {"file": {"bytes": size("")}, "write-ahead log": {"bytes": size("-wal")}}
+    return {"file": {"bytes": size("")}, "write-ahead log": {"bytes": size("-wal")},
+            "family stream": {"bytes": store.streamed_bytes()}}

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import pyarrow as pa
+
 Family = Literal["batch", "stream", "meta"]
 """Families of ``features``. ``meta`` holds the catalogue: one JSON cell per item, group "item", or user, group "user"."""
 
@@ -85,9 +87,8 @@ class Store(Protocol):
         """Writes cells, newest timestamp wins; returns how many were offered."""
         ...
 
-    def write_cells(self, family: Family, rows: Sequence[str], groups: Sequence[str], values: Sequence[bytes],
-                    timestamps: Sequence[int]) -> int:
-        """``write_features`` in columns, n cells of one family: for jobs that write hundreds of thousands."""
+    def write_cells(self, family: Family, cells: pa.RecordBatch) -> int:
+        """``write_features`` in columns (schemas.cells.CELLS), of one family: for jobs that write hundreds of thousands."""
         ...
 
     def read_lists(self, rows: Sequence[str], version: str) -> list[Cell | None]:

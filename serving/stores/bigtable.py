@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
+import pyarrow as pa
 from google.cloud.bigtable_v2.types import data as data_types
 
 from serving.stores.base import Active, Cell, Family, FeatureWrite, ListWrite, StoreError
@@ -42,6 +43,7 @@ from serving.stores.bigtable_layout import (
     surface_row,
 )
 from serving.stores.bigtable_rpc import Backoff, CreateTableRequest, Pending, Row, Rpc
+from serving.stores.columns import cell_columns
 from serving.stores.dead import DeadRows, Refusals
 
 IN_FLIGHT = 4
@@ -123,9 +125,9 @@ class BigtableStore:
         """See Store."""
         return self._write("features", ((w.row, w.family, w.group.encode(), w.cell.timestamp, w.cell.value) for w in writes))
 
-    def write_cells(self, family: Family, rows: Sequence[str], groups: Sequence[str], values: Sequence[bytes],
-                    timestamps: Sequence[int]) -> int:
+    def write_cells(self, family: Family, cells: pa.RecordBatch) -> int:
         """See Store."""
+        rows, groups, values, timestamps = cell_columns(cells)
         names = {group: group.encode() for group in set(groups)}
         return self._write("features", zip(rows, itertools.repeat(family), map(names.__getitem__, groups), timestamps, values))
 

@@ -1,8 +1,10 @@
-"""The embedded store: one SQLite file in WAL mode, read by any process while another writes."""
+"""The embedded store: a SQLite file in WAL mode, read by any process while another writes; family ``stream`` lies beside it
+(serving.stores.streamed)."""
 
 from __future__ import annotations
 
 import functools
+import glob
 import itertools
 import math
 import operator
@@ -16,15 +18,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
+import pyarrow as pa
+
 from serving.stores.base import ANY, MAX_PREFIX_CELLS, Active, Cell, DeadlineError, Family, FeatureWrite, ListWrite, StoreError
+from serving.stores.columns import cell_columns
+from serving.stores.streamed import StreamedCells
 from serving.stores.wal import BACKSTOP_PAGES, Checkpointer
 
-LAYOUT = 1
+LAYOUT = 2
 """Layout of the file (PRAGMA user_version); another one is refused."""
 FAMILIES: tuple[str, ...] = get_args(Family)
+STREAM: Family = "stream"
 CHUNK_ROWS = 20_000
 """Rows per transaction: long enough to amortise the commit, short enough for other writers to get their turn."""
 PAGE_ROWS = 2_000
+PAGE_BYTES = 16_384
+"""A list of 100 items lies in one page."""
 READ_KEYS = 512
 WHOLE_CELLS = 256
 """A row of fewer cells in a family is read whole; of a longer one only what is wanted."""
@@ -35,20 +44,19 @@ LOOK_AGAIN_S = 0.002
 BUSY_SECONDS = {True: 60.0, False: 1.0}
 """How long a call waits for a lock, by ``patient``: jobs wait for other writers, a server rather answers from memory."""
 
-# Pages are of 4 KiB: a stream changes one user a page, and a changed page is written whole. With 16 KiB a 100-item list stays
-# out of overflow pages, which saves a reader 7 us and costs the commits of a stream three times their time.
 _OPEN = """
 PRAGMA synchronous=NORMAL;
 PRAGMA cache_size=-65536;
 PRAGMA mmap_size=1073741824;
-PRAGMA wal_autocheckpoint=16000;
+PRAGMA wal_autocheckpoint=4000;
 PRAGMA journal_size_limit=134217728;
 """
 _CELL = """timestamp INTEGER NOT NULL CONSTRAINT "a timestamp is a multiple of 1000 microseconds" CHECK (timestamp % 1000 = 0),
   value BLOB NOT NULL"""
 _SCHEMA = [
     *(f'CREATE TABLE IF NOT EXISTS features_{family} ("row" TEXT, "group" TEXT, {_CELL},'
-      ' PRIMARY KEY ("row", "group")) WITHOUT ROWID' for family in FAMILIES),
+      ' PRIMARY KEY ("row", "group")) WITHOUT ROWID' for family in FAMILIES if family != STREAM),
+    "CREATE TABLE IF NOT EXISTS streamed (id TEXT NOT NULL)",  # of the file with family stream; one row
     # The version leads the key, so that writing a new version appends and dropping one is a range.
     f'CREATE TABLE IF NOT EXISTS recommendations (version TEXT, "row" TEXT, {_CELL},'
     ' PRIMARY KEY (version, "row")) WITHOUT ROWID',
@@ -109,6 +117,7 @@ class SqliteStore:
         self._lock = threading.Lock()
         self._closed = False
         self._checkpointer = Checkpointer(self._read)
+        self._beside: StreamedCells | None = None
 
     def _connection(self) -> _Connection:
         if self._pid != os.getpid():
@@ -146,10 +155,9 @@ class SqliteStore:
         connection.set_progress_handler(functools.partial(_is_late, connection.until), LOOK_STEPS)
         return connection
 
-    @staticmethod
-    def _initialise(connection: sqlite3.Connection) -> None:
+    def _initialise(self, connection: sqlite3.Connection) -> None:
         deadline = time.monotonic() + BUSY_SECONDS[True]
-        connection.execute("PRAGMA page_size=4096")
+        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
         while True:  # the switch to WAL ignores busy_timeout when several processes open a new file at once
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -161,7 +169,25 @@ class SqliteStore:
         connection.execute("BEGIN IMMEDIATE")
         for statement in _SCHEMA:
             connection.execute(statement)
+        if connection.execute("SELECT count(*) FROM streamed").fetchone() == (0,):
+            connection.execute("INSERT INTO streamed VALUES (?)", (os.urandom(4).hex(),))
+            for stale in self.path.parent.glob(f"{glob.escape(self.path.name)}-stream-*"):  # of a store that is no more
+                stale.unlink(missing_ok=True)
         connection.execute("COMMIT")
+
+    def _streamed(self) -> StreamedCells:
+        """Family ``stream`` of the store that is there now."""
+        self._connection()
+        if self._beside is None:
+            name = self._read("SELECT id FROM streamed")[0][0]
+            with self._lock:
+                if self._beside is None:
+                    self._beside = StreamedCells(Path(f"{self.path}-stream-{name}"), BUSY_SECONDS[self._patient])
+        return self._beside
+
+    @property
+    def _until(self) -> float:
+        return self._connection().until[0]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -212,9 +238,13 @@ class SqliteStore:
 
     def read_features(self, rows: Sequence[str], family: Family, groups: Sequence[str]) -> list[dict[str, Cell]]:
         """See Store."""
+        named, prefixes = _filter(tuple(groups))
+        if family == STREAM:
+            distinct = list(dict.fromkeys(rows))
+            cells = dict(zip(distinct, self._streamed().read(distinct, named, prefixes, self._until), strict=True))
+            return [cells[row] for row in rows]
         table = _table(family)
         found: dict[str, dict[str, Cell]] = {row: {} for row in rows}
-        named, prefixes = _filter(tuple(groups))
         if named:
             where_group = f'"group" IN ({_marks(len(named))})'
             for keys in _padded(list(found)):
@@ -232,6 +262,9 @@ class SqliteStore:
             return whole[0]
         found: dict[Family, dict[str, Cell]] = {}
         for family, groups in wanted.items():
+            if family == STREAM:
+                found[family] = self.read_features([row], family, groups)[0]
+                continue
             sql, names, prefixes = _row_statement(family, tuple(groups))
             keys = [row, *names]
             for prefix in prefixes:
@@ -241,14 +274,16 @@ class SqliteStore:
 
     def read_user(self, row: str, wanted: Mapping[Family, Sequence[str]], list_row: str = "",
                   version: str = "") -> tuple[dict[Family, dict[str, Cell]], Cell | None] | None:
-        """read_row, and a list of a version, by one statement: all that the row has is read, one seek a family, and what is not
-        wanted is left out. None for a row of WHOLE_CELLS or more in a family."""
-        families = tuple(wanted)
+        """read_row, and a list of a version, by one statement beside family ``stream``: all that the row has is read, one seek
+        a family, and what is not wanted is left out. None for a row of WHOLE_CELLS or more in a family."""
+        families: tuple[Family, ...] = tuple(family for family in wanted if family != STREAM)
         sql = _whole_statement(families, bool(version))
-        rows = self._read(sql, (row, version, list_row) if version else (row,))
-        found: dict[Family, dict[str, Cell]] = {family: {} for family in families}
-        taken = [(found[family], *_filter(tuple(groups))) for family, groups in wanted.items()]
-        listed, many = None, len(rows) >= WHOLE_CELLS
+        rows = self._read(sql, (row, version, list_row) if version else (row,)) if sql else []
+        if len(rows) >= WHOLE_CELLS and any(sum(r[0] == n for r in rows) >= WHOLE_CELLS for n in range(len(families))):
+            return None
+        found: dict[Family, dict[str, Cell]] = {family: {} for family in wanted}
+        taken = [(found[family], *_filter(tuple(wanted[family]))) for family in families]
+        listed = None
         for number, group, value, timestamp in rows:
             if number < 0:
                 listed = Cell(value, timestamp)
@@ -256,8 +291,13 @@ class SqliteStore:
             cells, names, prefixes = taken[number]
             if group in names or (prefixes and group.startswith(prefixes)):
                 cells[group] = Cell(value, timestamp)
-        if many and any(sum(r[0] == n for r in rows) >= WHOLE_CELLS for n in range(len(families))):
-            return None
+        if STREAM in wanted:
+            streamed = self._streamed().row(row, WHOLE_CELLS)
+            if len(streamed) >= WHOLE_CELLS:
+                return None
+            names, prefixes = _filter(tuple(wanted[STREAM]))
+            found[STREAM] = {group: Cell(value, timestamp) for group, timestamp, value in streamed
+                             if group in names or (prefixes and group.startswith(prefixes))}
         return found, listed
 
     def _read_prefixes(self, found: dict[str, dict[str, Cell]], table: str, prefixes: Sequence[str]) -> None:
@@ -280,14 +320,19 @@ class SqliteStore:
             for family, cells in by_family.items():
                 _table(family)
                 cells.sort(key=_key)  # neighbours share pages; the sort is stable, so the later of equals stays later
-            with self._transaction() as connection:
-                for family, cells in by_family.items():
-                    _put_features(connection, family, cells)
+            if streamed := by_family.pop(STREAM, None):
+                self._streamed().write(streamed)
+            if by_family:
+                with self._transaction() as connection:
+                    for family, cells in by_family.items():
+                        _put_features(connection, family, cells)
             offered += len(chunk)
         return offered
 
     def change_cell(self, row: str, family: Family, group: str, change: Callable[[Cell | None], Cell]) -> Cell:
         """Makes a cell what ``change`` makes of the one that is there, with nothing between; returns it."""
+        if family == STREAM:
+            return self._streamed().change(row, group, change)
         with self._transaction() as connection:
             sql = f'SELECT value, timestamp FROM {_table(family)} WHERE "row" = ? AND "group" = ?'
             found = connection.execute(sql, (row, group)).fetchone()
@@ -295,18 +340,20 @@ class SqliteStore:
             _put_features(connection, family, [(row, group, new.timestamp, new.value)])
         return new
 
-    def write_cells(self, family: Family, rows: Sequence[str], groups: Sequence[str], values: Sequence[bytes],
-                    timestamps: Sequence[int]) -> int:
+    def write_cells(self, family: Family, cells: pa.RecordBatch) -> int:
         """See Store."""
         _table(family)
+        if family == STREAM:
+            self._streamed().write_columns(cells)
+            return cells.num_rows
         self._checkpoint_beside()
-        for start in range(0, len(rows), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
-            cells = sorted(zip(rows[part], groups[part], timestamps[part], values[part], strict=True), key=_key)
+        for start in range(0, cells.num_rows, CHUNK_ROWS):
+            rows, groups, values, timestamps = cell_columns(cells.slice(start, CHUNK_ROWS))
+            put = sorted(zip(rows, groups, timestamps, values, strict=True), key=_key)
             with self._transaction() as connection:
-                _put_features(connection, family, cells)
-            self._checkpointer.wrote(len(cells))
-        return len(rows)
+                _put_features(connection, family, put)
+            self._checkpointer.wrote(len(put))
+        return cells.num_rows
 
     def _checkpoint_beside(self) -> None:
         """From now on commits of this thread leave checkpoints to the checkpointer."""
@@ -383,6 +430,8 @@ class SqliteStore:
 
     def scan_features(self, family: Family, group: str) -> Iterator[tuple[str, Cell]]:
         """See Store."""
+        if family == STREAM:
+            return self._streamed().scan(group)
         sql = (f'SELECT "row", value, timestamp FROM {_table(family)} WHERE "group" = ? AND "row" > ?'
                f' ORDER BY "row" LIMIT {PAGE_ROWS}')
         return self._scan(sql, group)
@@ -390,6 +439,9 @@ class SqliteStore:
     def stamps(self, table: str, name: str, low: str, high: str) -> Iterator[tuple[str, str, int, int]]:
         """(row, group, timestamp, bytes) of the cells of a family, or of a version, in [low, high) of the keys; ``high`` "" for
         no end. For jobs."""
+        if (table, name) == ("features", STREAM):
+            yield from self._streamed().stamps(low, high)
+            return
         if table == "features":
             where, group = f'{_table(name)} WHERE ?1 = ?1', '"group"'
         else:
@@ -405,9 +457,11 @@ class SqliteStore:
         """Deletes cells of family ``stream``, by row and group, that are older than a timestamp. For jobs."""
         gone = [(row, group, before) for row, groups in cells.items() for group, before in groups.items()]
         for start in range(0, len(gone), CHUNK_ROWS):
-            with self._transaction() as connection:
-                connection.executemany('DELETE FROM features_stream WHERE "row" = ? AND "group" = ? AND timestamp < ?',
-                                       gone[start : start + CHUNK_ROWS])
+            self._streamed().forget_before(gone[start : start + CHUNK_ROWS])
+
+    def streamed_bytes(self) -> int:
+        """Size of the file with family ``stream``."""
+        return self._streamed().size()
 
     def surfaces(self) -> dict[str, Active]:
         """The pointer of every surface. For jobs."""
@@ -428,6 +482,9 @@ class SqliteStore:
         self._checkpointer.close()
         with self._lock:
             self._closed = True
+            if self._beside is not None:
+                self._beside.close()
+                self._beside = None
             for connection in list(self._open):
                 connection.close()
             self._open = weakref.WeakSet()

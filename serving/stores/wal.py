@@ -15,9 +15,9 @@ from collections.abc import Callable
 from serving.stores.base import StoreError
 
 AFTER_CELLS = 20_000
-LONGEST_PAGES = 60_000
-"""A log of more pages is begun anew; 4 KiB each."""
-BACKSTOP_PAGES = 180_000
+LONGEST_PAGES = 15_000
+"""A log of more pages is begun anew; 16 KiB each."""
+BACKSTOP_PAGES = 45_000
 """Of such a log SQLite takes care itself: a checkpointer has died."""
 _PASSES = 3
 _log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from schemas.keys import ITEM, USER, list_key, row_key
 from serving import stores
 from serving.stores import StoreError, StoreUriError
 from serving.stores.base import MAX_PREFIX_CELLS, Active, Cell, FeatureWrite, ListWrite
+from serving.stores.columns import cell_batch
 
 NAMES = itertools.count()
 
@@ -66,7 +67,7 @@ def test_cells_in_columns_are_written_as_features_are(store):
     groups = [("a", "b")[i % 2] for i in range(1000)]
     times = [(i * 7919 % 5) * 1000 for i in range(1000)]
     values = [b"%d" % i for i in range(1000)]
-    assert store.write_cells("stream", rows, groups, values, times) == 1000
+    assert store.write_cells("stream", cell_batch(rows, groups, values, times)) == 1000
     expected = {}
     for row, group, value, time_ in zip(rows, groups, values, times, strict=True):
         if (row, group) not in expected or expected[row, group].timestamp <= time_:
@@ -75,9 +76,9 @@ def test_cells_in_columns_are_written_as_features_are(store):
     found = store.read_features(distinct, "stream", ["a", "b"])
     assert {(r, g): c for r, cells in zip(distinct, found, strict=True) for g, c in cells.items()} == expected
     assert store.read_features(distinct, "batch", ["a", "b"]) == [{}] * len(distinct)
-    assert store.write_cells("stream", rows, groups, values, times) == 1000
+    assert store.write_cells("stream", cell_batch(rows, groups, values, times)) == 1000
     assert store.read_features(distinct, "stream", ["a", "b"]) == found
-    assert store.write_cells("stream", [], [], [], []) == 0
+    assert store.write_cells("stream", cell_batch([], [], [], [])) == 0
 
 
 def test_reads_answer_in_the_order_asked_with_misses_and_repeats(store):

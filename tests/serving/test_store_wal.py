@@ -5,9 +5,10 @@ import threading
 import pytest
 
 from serving.stores import wal
+from serving.stores.columns import cell_batch
 from serving.stores.sqlite import SqliteStore
 
-PAGE = 4_096
+PAGE = 16_384
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def rows(begin, count):
 def write(store, rounds, writer):
     for n in range(rounds):
         keys = rows(writer * 100_000 + n % 10 * 400, 400)
-        store.write_cells("stream", keys, ["user_day"] * 400, [b"%d" % n + b"x" * 300] * 400, [(n + 1) * 1000] * 400)
+        cells = cell_batch(keys, ["user_day"] * 400, [b"%d" % n + b"x" * 300] * 400, [(n + 1) * 1000] * 400)
+        store.write_cells("batch", cells)
 
 
 def test_the_log_stays_bounded_while_two_jobs_write(tmp_path, often):
@@ -39,7 +41,7 @@ def test_the_log_stays_bounded_while_two_jobs_write(tmp_path, often):
     written = 2 * 120 * 256  # at least: every write changes a page of each of the 256 prefixes, or nearly so
     assert pages < written / 2
     for n, store in enumerate(stores):
-        found = store.read_features(rows(n * 100_000, 400), "stream", ["user_day"])
+        found = store.read_features(rows(n * 100_000, 400), "batch", ["user_day"])
         assert {cells["user_day"].value[:3] for cells in found} == {b"110"}
         store.close()
 
@@ -56,7 +58,7 @@ def test_a_reader_that_stays_holds_up_no_writer_for_long(tmp_path, often):
     write(store, 1, 0)
     connection = reader._connection()
     connection.execute("BEGIN")
-    connection.execute("SELECT count(*) FROM features_stream").fetchone()
+    connection.execute("SELECT count(*) FROM features_batch").fetchone()
     done = threading.Thread(target=write, args=(store, 60, 0))
     done.start()
     done.join(20)

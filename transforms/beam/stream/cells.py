@@ -9,14 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.cells import encode_list
+from schemas.cells import CELLS, encode_list
 from schemas.keys import ENTITY_KINDS, SUPPRESSED, TRENDING, USER, trending_key
 from schemas.stream_cells import encode_suppression
 from transforms.accumulators.stream.base import Cells
-
-CELLS = pa.schema([pa.field("row", pa.string()), pa.field("group", pa.string()), pa.field("value", pa.binary()),
-                   pa.field("timestamp", pa.int64())])
-"""Row key (schemas.keys.row_key), feature group, packed cell, cell timestamp in microseconds (whole milliseconds)."""
 
 
 @cache
