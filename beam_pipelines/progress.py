@@ -55,6 +55,6 @@ class Stage:
             if kind is None and self.total is None:
                 self._progress.update(self._task, total=1, completed=1)
             self._progress.stop()
-        elif not self.quiet:
+        elif not self.quiet and kind is not KeyboardInterrupt:  # of that the command tells
             state = "done" if kind is None else "failed"
             self._console.print(f"{self.title}: {state} in {self.seconds:.1f} s", highlight=False)

@@ -7,12 +7,11 @@ import importlib
 import json
 import os
 import select
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 
+from beam_pipelines import interrupt
 from beam_pipelines.errors import KeptPrevious, UserError
 from serving.stores import StoreUriError
 
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"beamrec: no command {words[0]!r}; one of: {', '.join(c.name for c in COMMANDS)}", file=sys.stderr)
         return 2
     if argv is None:
-        signal.signal(signal.SIGTERM, _interrupt)  # else what a command started would outlive it
+        interrupt.handle()
     try:
         args = build_parser(command).parse_args(words[1:])
         code = int(args.run(args) or 0)
@@ -139,10 +138,6 @@ def _reader_gone() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def print_json(document: object) -> None:

@@ -25,13 +25,10 @@ lake (tables stream_panes, stream_sessions, stream_minutes) when it ends.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import re
-import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -177,8 +174,7 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
     services = Path(args.services).absolute() if args.services else None
     began = time.time()
     checkpoints = Path(args.checkpoints) if args.checkpoints else None
-    with _without_ends_of_calls(), launched(config, args.resume, services, args.job_endpoint, checkpoints,
-                                            seconds(args.checkpoint_every)) as job:
+    with launched(config, args.resume, services, args.job_endpoint, checkpoints, seconds(args.checkpoint_every)) as job:
         if args.detach:
             print_json({"job": config.name, "flink_job": job.flink_job}) if args.json else print(f"{config.name} runs on")
             return 0
@@ -206,24 +202,6 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
     elif status:
         print(_report(status))
     return 0
-
-
-@contextlib.contextmanager
-def _without_ends_of_calls() -> Iterator[None]:
-    """Beam's threads raise when Ctrl-C ends the runner that they talk to; that it ended is told by the job."""
-    import grpc
-
-    before = threading.excepthook
-
-    def hook(thread: threading.ExceptHookArgs) -> None:
-        if not isinstance(thread.exc_value, grpc.RpcError):
-            before(thread)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
 
 
 def _print_flags(args: argparse.Namespace, config: StreamConfig) -> int:
