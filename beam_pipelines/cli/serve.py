@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT."""
-    for package in ("fastapi", "granian"):  # granian would only tell from inside a worker
+    for package in ("fastapi", "uvicorn", "httptools"):  # else a worker would tell
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     config = Config.from_args(args)
@@ -90,16 +90,15 @@ def run(args: argparse.Namespace) -> int:
     import logging
     import logging.config
 
-    from granian import Granian
-    from granian.constants import Interfaces, Loops
-
     from serving.logs import LOGGER, log_config
+    from serving.server.deal import BACKLOG, Dealer
     from serving.settings import Settings
 
     keys, anonymous, mask = _access(args, config)
     _check_log(args)
     _check_policies(args.policies)
-    port = _port(args.host, args.port)
+    listening = _listen(args.host, args.port, BACKLOG)
+    port = listening.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="beamrec-serve-"))
     settings = Settings(
         config.store, config.workspace.root, args.log_requests, args.log, _absolute(args.policies), keys, anonymous,
@@ -114,12 +113,9 @@ def run(args: argparse.Namespace) -> int:
     if keys is None and "admin" in anonymous:
         log.warning("everybody on this machine may do everything: there are no keys ('beamrec keys add' makes one)")
     try:
-        Granian("serving.api:create_app", factory=True, address=args.host, port=port, interface=Interfaces.ASGI,
-                workers=args.workers, websockets=False, respawn_failed_workers=True, workers_kill_timeout=10,
-                loop=Loops.uvloop if importlib.util.find_spec("uvloop") else Loops.auto, log_dictconfig=log_config()).serve()
+        return Dealer(listening, "serving.api:create_app", args.workers).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return 0
 
 
 def _absolute(path: str | None) -> Path | None:
@@ -179,12 +175,15 @@ def _check_policies(path: str | None) -> None:
         raise UserError(f"--policies: {error}") from error
 
 
-def _port(host: str, port: int) -> int:
-    """The port, or a free one for 0; raises UserError when it cannot be listened on."""
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket that listens on a port, on a free one for 0; raises UserError when that cannot be."""
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=backlog)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def _port(host: str, port: int) -> int:
+    """The port, or a free one for 0; raises UserError when it cannot be listened on."""
+    with _listen(host, port, 1) as probe:
+        return int(probe.getsockname()[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import Any
@@ -19,12 +19,14 @@ from serving.api.problems import add_problems
 from serving.api.recommendations import Lists
 from serving.api.state import State
 from serving.logs import LOGGER
+from serving.server.quick import Quick
 from serving.settings import Settings
 
 AREAS: tuple[ModuleType, ...] = (recommendations, items, features, events, models, users, status, page)
 """Modules of routes: each has ``router(state) -> APIRouter`` and SCHEMAS, the structs that its routes speak of."""
 _GARBAGE = 20_000
 """New objects between collections."""
+_QUICK = recommendations.PATH.encode()
 _log = logging.getLogger(LOGGER)
 Message = dict[str, Any]
 
@@ -40,14 +42,23 @@ class App:
     def __init__(self, state: State, fastapi: FastAPI, inner: Any) -> None:
         self.state, self.fastapi, self._inner = state, fastapi, inner
         self._counters, self._lists, self._log = state.counters, state.lists, state.settings.log_requests
+        self._plain = not self._log and not state.settings.cors_origins  # nothing stands before the hot route
+
+    @property
+    def quick_path(self) -> bytes | None:
+        """See serving.server.quick."""
+        return _QUICK if self._plain and not self.state.store.waits else None
+
+    def quick(self, headers: Mapping[bytes, bytes], query: bytes, address: str) -> Quick:
+        """See serving.server.quick."""
+        return self._lists.quick(headers, query, address)
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]],
                        send: Callable[[Message], Awaitable[None]]) -> None:
         """One request, or the lifespan."""
         if scope["type"] != "http":
             return await self._inner(scope, receive, send)
-        if not self._log and scope["method"] == "GET" and scope["path"] == recommendations.PATH \
-                and not self.state.settings.cors_origins:
+        if self._plain and scope["method"] == "GET" and scope["path"] == recommendations.PATH:
             return await self._lists.asgi(scope, send)
         started, status = time.perf_counter(), 500
 
@@ -74,7 +85,7 @@ def _route(scope: Message) -> str:
 
 
 def create_app(settings: Settings | None = None) -> App:
-    """The application; settings default to the environment's (granian calls this in each worker)."""
+    """The application; settings default to the environment's (serving.server calls this in each worker)."""
     state = State(settings or Settings.from_env())
     state.lists = Lists(state)
 

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,6 +40,22 @@ class Caller(msgspec.Struct, frozen=True):
     address: str = ""
 
 
+class RawHeaders:
+    """Headers as they came.
+
+    Args:
+      held: by name in small letters; of equal ones the first.
+    """
+
+    def __init__(self, held: Mapping[bytes, bytes]) -> None:
+        self._held = held
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """The value of a header."""
+        value = self._held.get(name.encode())
+        return value.decode("latin-1") if value is not None else default
+
+
 class Guard:
     """Decides who may do what. For one event loop.
 
@@ -55,7 +71,7 @@ class Guard:
         self._checked, self._modified = -RELOAD_SECONDS, 0
         self._open = settings.keys is None and "admin" in self._anonymous
 
-    def check(self, headers: Headers, role: Role | None, address: str = "") -> Caller:
+    def check(self, headers: Headers | RawHeaders, role: Role | None, address: str = "") -> Caller:
         """Who asks; raises ProblemError 401, 403 or 429. ``role`` None asks for a right to anything."""
         said = headers.get("authorization")
         if said is None:
@@ -128,9 +144,9 @@ def _unknown(detail: str) -> ProblemError:
     return ProblemError(401, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
-def _refuse_foreign_pages(headers: Headers) -> None:
+def _refuse_foreign_pages(headers: Headers | RawHeaders) -> None:
     """A server without keys listens on this machine only: but a page of the web that its user looks at could reach it."""
-    refused = _foreign(headers.get("host", "")[:300], headers.get("origin"))
+    refused = _foreign((headers.get("host") or "")[:300], headers.get("origin"))
     if refused:
         raise ProblemError(403, refused)
 

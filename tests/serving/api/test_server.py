@@ -263,5 +263,5 @@ def test_it_stops_gracefully(server, how):
 
 def test_several_workers_answer_alike(published, server_of):
     server = server_of(published.workspace.root, "--workers", "2")
-    eventually(lambda: sum("Started worker" in line for line in server.log) == 2, seconds=20)
+    eventually(lambda: sum("worker started" in line for line in server.log) == 2, seconds=20)
     assert {tuple(server.items("ann")) for _ in range(20)} == {tuple(f"i{n}" for n in range(20))}
