@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from serving.collector.scan import I32, I64, Bytes
+from serving.collector.json_places import I32, I64, Bytes
 from transforms.records.memory import copy
 
 Bools = npt.NDArray[np.bool_]
