@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import random
 import time
 import urllib.request
@@ -13,85 +12,27 @@ from types import SimpleNamespace
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from source_world import NOON, SECOND, event, record
+from stream_job_world import HOUR, KINDS, config, fill, user_cells
 
-from beam_pipelines.cli.main import main
-from beam_pipelines.cli.stream import seconds, start_of
 from beam_pipelines.errors import UserError
 from beam_pipelines.io import source
-from beam_pipelines.io.stream_audit import part_path, read_parts, write_part
-from beam_pipelines.io.stream_sink import AWAY, StoreAwayError, write_patiently
-from beam_pipelines.io.stream_status import Probe, _Offsets, merged
+from beam_pipelines.io.stream_audit import read_parts
 from beam_pipelines.jobs import stream
 from beam_pipelines.jobs.stream import construct
-from beam_pipelines.jobs.stream_metrics import exposition, serving_metrics
-from beam_pipelines.jobs.stream_run import Record, Shape, flags_of, launched, status_of
-from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.jobs.stream_metrics import serving_metrics
+from beam_pipelines.jobs.stream_run import Record, Shape, launched, status_of
+from beam_pipelines.options import StreamConfig
 from beam_pipelines.services import prism
-from schemas.arrow import TIMESTAMP
-from schemas.keys import STATUS, row_key, status_key, suppressed_group
-from schemas.metric_names import (
-    EVENTS_ACCEPTED,
-    EVENTS_DUPLICATE,
-    EVENTS_LATE,
-    EVENTS_READ,
-    FRESHNESS,
-    FRESHNESS_MS,
-    by_segment,
-    rejected,
-)
+from schemas.keys import row_key, suppressed_group
+from schemas.metric_names import EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, EVENTS_READ, rejected
 from schemas.stream_cells import extract
 from schemas.tables import STREAM_PANES
-from serving.breaker import Breaker
-from serving.eventlog import open_log, partition_of
+from serving.eventlog import open_log
 from serving.stores import open_store
-from serving.stores.base import Cell, FeatureWrite, StoreError
-from transforms.beam.stream.state import Final
-
-HOUR = 3600 * SECOND
-_KINDS = ("view", "click", "impression", "purchase", "save")
-
-
-def fill(uri: str, events: int = 3_000, seed: int = 3) -> int:
-    """A log of two partitions: events of 40 users over 3 hours, each tenth twice, and two records that are no events."""
-    rng, log = random.Random(seed), open_log(f"{uri}?partitions=2")
-    try:
-        copies = 0
-        for start in range(0, events, 50):
-            packs: dict[int, list[dict[str, object]]] = {0: [], 1: []}
-            for i in range(start, start + 50):
-                user = f"u{rng.randrange(40)}"
-                at = NOON + i * 3 * HOUR // events
-                fields = {"user_id": user, "item_id": f"i{rng.randrange(30)}", "event_type": rng.choice(_KINDS),
-                          "surface": "homepage", "device": "phone", "ingested_at": at, "categories": ["a", rng.choice("bc")]}
-                again = 1 + (i % 10 == 0)
-                copies += again - 1
-                packs[partition_of(user, 2)] += [event(f"e{i}", at, **fields)] * again
-            for partition, pack in packs.items():
-                if pack:
-                    log.append(partition, [record(*pack)], NOON)
-        log.append(0, [b"", b"\xff nothing of the kind"], NOON)
-    finally:
-        log.close()
-    return copies
-
-
-def config(folder: Path, uri: str, runner: str, **fields: Any) -> StreamConfig:
-    folder.mkdir(parents=True, exist_ok=True)
-    return StreamConfig(Config.of(folder, runner=runner, quiet=True), uri, user_buckets=4, item_buckets=2,
-                        audit=folder / "audit", **fields)
-
-
-def user_cells(store: str) -> dict[tuple[str, str], Any]:
-    opened = open_store(store)
-    try:
-        return {(group, row): cell for group in ("user_panes", "user_day", "user_session", "user_preference", "user_recent")
-                for row, cell in opened.scan_features("stream", group)}
-    finally:
-        opened.close()
+from serving.stores.base import StoreError
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +81,7 @@ def test_values_are_those_of_the_events(bounded: tuple[str, StreamConfig, int]) 
     cell = store.read_features([row_key("u", "u7")], "stream", ["user_panes"])[0]["user_panes"]
     values = extract("user_panes", cell.value, last)
     pane = last // (300 * SECOND)
-    for kind in _KINDS:
+    for kind in KINDS:
         for window, panes in (("5m", 1), ("1h", 12)):
             counted = sum(e["event_type"] == kind and pane - panes < int(e["occurred_at"]) // (300 * SECOND) <= pane  # type: ignore[call-overload]
                           for e in mine)
@@ -156,7 +97,7 @@ def _events(events: int = 3_000, seed: int = 3) -> list[dict[str, object]]:
     rng, drawn = random.Random(seed), []
     for i in range(events):
         user = f"u{rng.randrange(40)}"
-        drawn.append({"user_id": user, "item_id": f"i{rng.randrange(30)}", "event_type": rng.choice(_KINDS),
+        drawn.append({"user_id": user, "item_id": f"i{rng.randrange(30)}", "event_type": rng.choice(KINDS),
                       "occurred_at": NOON + i * 3 * HOUR // events, "category": rng.choice("bc")})
     return drawn
 
@@ -165,7 +106,7 @@ def test_final_rows_hold_every_event_once(bounded: tuple[str, StreamConfig, int]
     assert bounded[1].audit is not None
     for table in ("stream_panes", "stream_sessions"):
         rows = read_parts(bounded[1].audit, table)
-        assert sum(sum(rows.column(f"count_{kind}").to_pylist()) for kind in _KINDS) == 3_000
+        assert sum(sum(rows.column(f"count_{kind}").to_pylist()) for kind in KINDS) == 3_000
         keys = list(zip(rows.column("user_id").to_pylist(), rows.column("start").to_pylist(), strict=True))
         assert len(set(keys)) == len(keys)
 
@@ -227,173 +168,6 @@ def _wait(until: Any, seconds: float = 45.0) -> Any:
         assert time.monotonic() < end, "not seen in time"
         time.sleep(0.1)
     return found
-
-
-class _Time:
-    """A clock that only sleeping moves."""
-
-    def __init__(self) -> None:
-        self.now, self.slept = 100.0, list[float]()
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-def test_a_store_that_is_away_for_a_while_is_waited_for() -> None:
-    left, retries, clock = [7], [], _Time()
-    breaker = Breaker("store", AWAY, clock=clock)
-
-    def write() -> int:
-        if left[0]:
-            left[0] -= 1
-            raise StoreError("away")
-        return 5
-
-    assert write_patiently(write, breaker, 60.0, lambda: retries.append(1), clock, clock.sleep) == 5
-    assert len(retries) == 7
-    assert all(pause <= clock.slept[i] <= 1.25 * pause for i, pause in enumerate([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 4.0]))
-    assert write_patiently(lambda: 6, breaker, 60.0, lambda: None, clock, clock.sleep) == 6 and len(clock.slept) == 7
-
-
-def test_a_store_that_stays_away_fails_the_bundle_in_the_end_and_the_next_one_does_not_hurry() -> None:
-    tried, clock = [], _Time()
-    breaker = Breaker("store", AWAY, clock=clock)
-
-    def write() -> int:
-        tried.append(clock.now)
-        raise StoreError("away")
-
-    for _ in range(3):
-        with pytest.raises(StoreAwayError, match="refused every write for 20 s: away"):
-            write_patiently(write, breaker, 20.0, lambda: None, clock, clock.sleep)
-    gaps = [after - before for before, after in itertools.pairwise(tried)]
-    assert all(pause <= gap <= 1.26 * pause for gap, pause in zip(gaps, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2], strict=False))
-    assert len(gaps) > 9 and min(gaps[6:]) >= 3.99
-
-
-def test_offsets_are_the_furthest_in_whatever_order_they_come() -> None:
-    parts = [{"events_read": 2, "offsets": {"0": [5, 3], "1": [1, 0]}}, {"events_read": 3}, {"offsets": {"0": [9, 0]}},
-             {"offsets": {"0": [9, 2], "2": [0, 7]}}, {"events_late": 1}]
-    for order in itertools.permutations(parts):
-        counters, offsets = merged(json.loads(json.dumps(part)) for part in order)
-        assert counters == {"events_read": 5, "events_late": 1} and offsets == {"0": [9, 2], "1": [1, 0], "2": [0, 7]}
-        again = merged([{**counters, "offsets": offsets}, {"offsets": {"2": [7, 0]}}])
-        assert again == (counters, {**offsets, "2": [7, 0]})
-
-
-def test_progress_is_told_once_a_second_and_when_all_is_read() -> None:
-    doing = _Offsets("job")
-    doing.setup()
-    told = [json.loads(row)["offsets"] for lag in (5, 4, 0, 0, 3, 0) for _, row in doing.process(_progress_of(9 - lag, lag))]
-    assert told == [{"1": [4, 5], "3": [0, 0]}, {"1": [9, 0], "3": [0, 0]}]
-    assert not list(doing.process(_progress_of(0, 0).slice(0, 0)))
-
-
-def _progress_of(place: int, lag: int) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([1, 3], pa.int32()), pa.array([place, 0]), pa.array([lag, 0]),
-                                       pa.nulls(2, TIMESTAMP)], schema=source.PROGRESS_SCHEMA)
-
-
-def test_a_probe_finds_the_watermark() -> None:
-    probe, watermark = Probe(at=NOON), NOON + 5 * HOUR + 17 * SECOND
-    for _ in range(60):
-        while probe.at <= watermark:
-            probe.reached()
-        probe.rest()
-    assert probe.known is not None and watermark - SECOND <= probe.known <= watermark
-
-
-def test_a_part_is_what_it_was_written_as_last(tmp_path: Path) -> None:
-    one = {f.name: [1] for f in STREAM_PANES.schema} | {"user_id": ["u1"]}
-    full = pa.RecordBatch.from_pydict(one, schema=STREAM_PANES.schema)
-    write_part((3, Final("stream_panes", 0, full)), str(tmp_path))
-    write_part((3, Final("stream_panes", 0, full)), str(tmp_path))
-    assert read_parts(tmp_path, "stream_panes").num_rows == 1
-    write_part((3, Final("stream_panes", 0, full.slice(0, 0))), str(tmp_path))
-    assert not part_path(tmp_path, "stream_panes", 3, 0).exists()
-
-
-def test_flags(tmp_path: Path) -> None:
-    assert [seconds(t) for t in ("10", "10s", "5m", "1.5h", "1d")] == [10, 10, 300, 5400, 86400]
-    offsets = tmp_path / "offsets.json"
-    offsets.write_text(json.dumps({"1": 7, "0": 5}))
-    assert start_of(str(offsets)) == ((0, 5), (1, 7))
-    assert start_of("2026-02-01") == 1_769_904_000_000_000
-    for bad in ("soon", "5 weeks"):
-        with pytest.raises(UserError, match="no length of time"):
-            seconds(bad)
-
-
-@pytest.mark.parametrize(("flags", "says"), [
-    ([], "--log is needed"),
-    (["--log", "dir:nowhere/at-all"], "nowhere/at-all"),
-    (["--log", "ftp://x"], "is not a log"),
-    (["--status"], "no job stream has written"),
-    (["--log", "dir:x", "--user-buckets", "12"], "--user-buckets is a power of two"),
-    (["--log", "dir:x", "--lateness", "1.5s"], "whole seconds"),
-    (["--drain"], "no Flink cluster runs here"),
-])
-def test_wrong_input_is_one_clear_line(flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["stream", *flags, "--workspace", str(tmp_path)]) == 2
-    error = capsys.readouterr().err.strip()
-    assert says in error and len(error.splitlines()) == 1
-
-
-def test_direct_needs_an_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    open_log(f"dir:{tmp_path}/log?partitions=1").close()
-    assert main(["stream", "--log", f"dir:{tmp_path}/log", "--runner", "direct", "--workspace", str(tmp_path)]) == 2
-    assert "--until-end" in capsys.readouterr().err
-
-
-def test_the_command_reports_and_status_prints_it_again(bounded: tuple[str, StreamConfig, int], tmp_path: Path,
-                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--log", bounded[0], "--runner", "direct", "--until-end", "--workspace", str(tmp_path), "--quiet", "--json"]
-    assert main(["stream", *flags]) == 0
-    done = json.loads(capsys.readouterr().out)
-    assert main(["stream", "--status", "--workspace", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == done
-    assert done["counters"][EVENTS_ACCEPTED] == 3_000
-
-
-def test_metrics_are_prometheus_text() -> None:
-    counters = {EVENTS_READ: 3, by_segment(EVENTS_READ, 'vi"ew', "phone"): 3, rejected("bad_pack"): 1}
-    text = exposition({"written_at": 5_000_000, "watermark": 4_000_000, "ended": False, "run": "r", "counters": counters},
-                      {"lag_3": 12.0}, 7.0)
-    assert 'beamrec_events_read_by_segment_total{event_type="vi\\"ew",device="phone"} 3' in text
-    assert 'beamrec_events_rejected_by_reason_total{reason="bad_pack"} 1' in text
-    assert 'beamrec_lag{partition="3"} 12' in text and "beamrec_status_age_seconds 2\n" in text
-    assert exposition(None, {}, 0.0) == "\n"
-
-
-def test_freshness_is_a_histogram_for_prometheus_and_quantiles_for_people(tmp_path: Path,
-                                                                         capsys: pytest.CaptureFixture[str]) -> None:
-    done = config(tmp_path, "dir:x", "prism")
-    counters = {by_segment(FRESHNESS, "user_stored", bound): n for bound, n in (("0.75", 50), ("1", 49), ("+Inf", 1))}
-    row = {"written_at": 5_000_000, "watermark": 4_000_000, "ended": False, "run": "r",
-           "counters": {EVENTS_READ: 100, **counters, by_segment(FRESHNESS_MS, "user_stored"): 75_000}}
-    lines = exposition(row, {}, 7.0).splitlines()
-    assert lines.count("# TYPE beamrec_freshness_seconds histogram") == 1
-    for bound, n in (("0.5", 0), ("0.75", 50), ("1", 99), ("60", 99), ("+Inf", 100)):
-        assert f'beamrec_freshness_seconds_bucket{{stage="user_stored",le="{bound}"}} {n}' in lines
-    assert 'beamrec_freshness_seconds_count{stage="user_stored"} 100' in lines
-    assert 'beamrec_freshness_seconds_sum{stage="user_stored"} 75' in lines
-    store = open_store(done.common.store)
-    store.write_features([FeatureWrite(status_key(done.name), "stream", STATUS, Cell(json.dumps(row).encode(), 5_000_000))])
-    store.close()
-    assert main(["stream", "--status", "--workspace", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "user_stored   0.8 s after an event was accepted (p50), 1.0 s (p99)" in told and "freshness_seconds" not in told
-
-
-def test_the_flags_that_decide_are_printed_and_are_the_defaults(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["stream", "--print-flags", "--runner", "flink", "--workspace", str(tmp_path), "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == flags_of(StreamConfig(Config.of(tmp_path, runner="flink"), ""))
-    assert printed["bundle_ms"] == 200 and printed["flush_s"] == 0.8
 
 
 def test_the_graph_builds_for_dataflow_without_credentials(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""``beamrec stream``: its flags, its one-line errors, its reports and metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from stream_job_world import config, fill
+
+from beam_pipelines.cli.main import main
+from beam_pipelines.cli.stream import seconds, start_of
+from beam_pipelines.errors import UserError
+from beam_pipelines.jobs.stream_metrics import exposition
+from beam_pipelines.jobs.stream_run import flags_of
+from beam_pipelines.options import Config, StreamConfig
+from schemas.keys import STATUS, status_key
+from schemas.metric_names import EVENTS_ACCEPTED, EVENTS_READ, FRESHNESS, FRESHNESS_MS, by_segment, rejected
+from serving.eventlog import open_log
+from serving.stores import open_store
+from serving.stores.base import Cell, FeatureWrite
+
+
+def test_flags(tmp_path: Path) -> None:
+    assert [seconds(t) for t in ("10", "10s", "5m", "1.5h", "1d")] == [10, 10, 300, 5400, 86400]
+    offsets = tmp_path / "offsets.json"
+    offsets.write_text(json.dumps({"1": 7, "0": 5}))
+    assert start_of(str(offsets)) == ((0, 5), (1, 7))
+    assert start_of("2026-02-01") == 1_769_904_000_000_000
+    for bad in ("soon", "5 weeks"):
+        with pytest.raises(UserError, match="no length of time"):
+            seconds(bad)
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    ([], "--log is needed"),
+    (["--log", "dir:nowhere/at-all"], "nowhere/at-all"),
+    (["--log", "ftp://x"], "is not a log"),
+    (["--status"], "no job stream has written"),
+    (["--log", "dir:x", "--user-buckets", "12"], "--user-buckets is a power of two"),
+    (["--log", "dir:x", "--lateness", "1.5s"], "whole seconds"),
+    (["--drain"], "no Flink cluster runs here"),
+])
+def test_wrong_input_is_one_clear_line(flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stream", *flags, "--workspace", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error and len(error.splitlines()) == 1
+
+
+def test_direct_needs_an_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_log(f"dir:{tmp_path}/log?partitions=1").close()
+    assert main(["stream", "--log", f"dir:{tmp_path}/log", "--runner", "direct", "--workspace", str(tmp_path)]) == 2
+    assert "--until-end" in capsys.readouterr().err
+
+
+def test_the_command_reports_and_status_prints_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(f"dir:{tmp_path}/log")
+    flags = ["--log", f"dir:{tmp_path}/log", "--runner", "direct", "--until-end", "--workspace", str(tmp_path), "--quiet"]
+    assert main(["stream", *flags, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert main(["stream", "--status", "--workspace", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == done
+    assert done["counters"][EVENTS_ACCEPTED] == 3_000
+
+
+def test_metrics_are_prometheus_text() -> None:
+    counters = {EVENTS_READ: 3, by_segment(EVENTS_READ, 'vi"ew', "phone"): 3, rejected("bad_pack"): 1}
+    text = exposition({"written_at": 5_000_000, "watermark": 4_000_000, "ended": False, "run": "r", "counters": counters},
+                      {"lag_3": 12.0}, 7.0)
+    assert 'beamrec_events_read_by_segment_total{event_type="vi\\"ew",device="phone"} 3' in text
+    assert 'beamrec_events_rejected_by_reason_total{reason="bad_pack"} 1' in text
+    assert 'beamrec_lag{partition="3"} 12' in text and "beamrec_status_age_seconds 2\n" in text
+    assert exposition(None, {}, 0.0) == "\n"
+
+
+def test_freshness_is_a_histogram_for_prometheus_and_quantiles_for_people(tmp_path: Path,
+                                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    done = config(tmp_path, "dir:x", "prism")
+    counters = {by_segment(FRESHNESS, "user_stored", bound): n for bound, n in (("0.75", 50), ("1", 49), ("+Inf", 1))}
+    row = {"written_at": 5_000_000, "watermark": 4_000_000, "ended": False, "run": "r",
+           "counters": {EVENTS_READ: 100, **counters, by_segment(FRESHNESS_MS, "user_stored"): 75_000}}
+    lines = exposition(row, {}, 7.0).splitlines()
+    assert lines.count("# TYPE beamrec_freshness_seconds histogram") == 1
+    for bound, n in (("0.5", 0), ("0.75", 50), ("1", 99), ("60", 99), ("+Inf", 100)):
+        assert f'beamrec_freshness_seconds_bucket{{stage="user_stored",le="{bound}"}} {n}' in lines
+    assert 'beamrec_freshness_seconds_count{stage="user_stored"} 100' in lines
+    assert 'beamrec_freshness_seconds_sum{stage="user_stored"} 75' in lines
+    store = open_store(done.common.store)
+    store.write_features([FeatureWrite(status_key(done.name), "stream", STATUS, Cell(json.dumps(row).encode(), 5_000_000))])
+    store.close()
+    assert main(["stream", "--status", "--workspace", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "user_stored   0.8 s after an event was accepted (p50), 1.0 s (p99)" in told and "freshness_seconds" not in told
+
+
+def test_the_flags_that_decide_are_printed_and_are_the_defaults(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["stream", "--print-flags", "--runner", "flink", "--workspace", str(tmp_path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == flags_of(StreamConfig(Config.of(tmp_path, runner="flink"), ""))
+    assert printed["bundle_ms"] == 200 and printed["flush_s"] == 0.8
