@@ -127,6 +127,7 @@ class StreamConfig:
       audit: folder for rows that are final; None: none.
       idle_s: a partition without events for so long does not hold the watermark; None: it always does.
       store_wait_s: how long a store may be away before a bundle fails (and is tried again by the runner).
+      rewrite: what is restored from a checkpoint is written to the store again, all of it.
       metrics_port: port of the submitting process that serves metrics for Prometheus; None: none. metrics_host: its address.
     """
 
@@ -148,6 +149,7 @@ class StreamConfig:
     metrics_port: int | None = None
     stop: tuple[tuple[int, int], ...] | None = None
     metrics_host: str = "127.0.0.1"
+    rewrite: bool = False
 
     @property
     def is_direct(self) -> bool:

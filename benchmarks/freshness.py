@@ -185,7 +185,7 @@ def running(args: argparse.Namespace, work: Path) -> Iterator[Chain]:
             roles |= {"worker": runner.worker_pids, "taskmanager": _members(runner.part("taskmanager")),
                       "jobmanager": _members(runner.part("jobmanager")), "submitter": _members(job)}
             chain.more["checkpoint_mib"] = lambda: _checkpoint_mib(runner)
-        chain.more["store_mib"] = lambda: (work / "store.db").stat().st_size / 2**20 if (work / "store.db").exists() else None
+        chain.more["store_mib"] = lambda: sum(file.stat().st_size for file in work.glob("store.db*")) / 2**20
         yield chain
 
 

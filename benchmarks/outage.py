@@ -257,7 +257,7 @@ def _sqlite_faults(world: ServeWorld) -> dict[str, Fault]:
                 yield
 
     return {"lists": lambda: tables_away("recommendations"),
-            "features": lambda: tables_away("features_batch", "features_stream"),
+            "features": lambda: tables_away("features_batch"),
             "page": page_overwritten, "store": moved_away, "index": flipped, "store_and_index": both}
 
 

@@ -76,6 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="where they are served (default: 127.0.0.1; 0.0.0.0 for all)")
     flink = parser.add_argument_group("Flink")
     flink.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint or savepoint")
+    flink.add_argument("--rewrite", action="store_true", help="with --resume: write again all that the checkpoint holds (done "
+                       "anyway when the store has nothing of the job)")
     flink.add_argument("--drain", action="store_true", help="stop the running job with a savepoint")
     flink.add_argument("--detach", action="store_true", help="return once it is submitted; it runs on")
     flink.add_argument("--job-endpoint", metavar="HOST:PORT", help="Beam's job server, when not of 'beamrec services'")
@@ -129,7 +131,7 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
         common, absolute_log(args.log) if args.log else "", args.name, start_of(args.start), args.until_end, int(lateness),
         seconds(args.watermark_delay), seconds(args.flush), args.readers, args.user_buckets, args.item_buckets,
         tuple(args.groups) if args.groups else None, Path(args.audit).absolute() if args.audit else None,
-        store_wait_s=seconds(args.store_wait), metrics_port=args.metrics_port,
+        store_wait_s=seconds(args.store_wait), rewrite=args.rewrite, metrics_port=args.metrics_port,
         metrics_host=args.metrics_host)
 
 

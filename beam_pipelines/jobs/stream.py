@@ -54,7 +54,7 @@ def build(events: beam.PCollection, config: StreamConfig, dead: beam.PCollection
     register()
     name, store = config.name, config.common.store
     flush_s = None if config.is_direct else config.flush_s
-    rules = Rules(config.lateness_s * 1_000_000, config.groups, config.audit is not None, name)
+    rules = Rules(config.lateness_s * 1_000_000, config.groups, config.audit is not None, name, config.rewrite)
     wants_items = config.groups is None or any(group in ItemState.GROUPS for group in config.groups)
     users = (events | "Split" >> SplitByUser(config.user_buckets)
              | "Users" >> KeepUsers(rules, name, flush_s, config.item_buckets if wants_items else 0))

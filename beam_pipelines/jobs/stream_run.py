@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +254,9 @@ def _on_flink(config: StreamConfig, name: str, resume: bool, services: Path, job
         if point is None:
             raise UserError(f"no complete checkpoint of {config.name} under {folder}; start anew, without --resume")
         _log.info("resuming from %s", point)
+        if not config.rewrite and status_of(config) is None:
+            _log.warning("the store has nothing of %s: all that the checkpoint holds is written again", config.name)
+            config = replace(config, rewrite=True)
     flags = cluster.pipeline_options(name, checkpoint_ms=round(checkpoint_s * 1000), savepoint=point)
     flags.append(f"--max_bundle_time_mills={BUNDLE_MS}")
     if job_endpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
+import fcntl
 import threading
 import time
 
@@ -98,11 +98,12 @@ def test_a_slow_store_holds_the_log_back_and_memory_stays(live):
 
     def hog():
         """Holds the store's write lock nearly all of the time, so that each write of the job waits for seconds."""
-        with contextlib.closing(sqlite3.connect(folder / "store.db", timeout=60, isolation_level=None)) as other:
+        turn, = folder.glob("store.db-stream-*-turn")
+        with turn.open("rb") as other:
             while not over.is_set():
-                other.execute("BEGIN IMMEDIATE")
+                fcntl.flock(other, fcntl.LOCK_EX)
                 over.wait(6.0)
-                other.execute("ROLLBACK")
+                fcntl.flock(other, fcntl.LOCK_UN)
                 over.wait(0.02)
 
     thread = threading.Thread(target=hog)

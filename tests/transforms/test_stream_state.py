@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -112,6 +113,32 @@ def test_snapshots_replace_deltas_and_hold_everything() -> None:
     runner.dies()
     runner.bundle(("end", END_OF_TIME))
     assert feature_cells(runner) == plain_cells(many)
+
+
+def test_a_store_that_lost_everything_is_written_again() -> None:
+    runner = OneBucket.of_users(FOR_EVER)
+    many = [Event(f"e{i}", f"u{i % 7}", f"i{i % 11}", "click", ORIGIN + i * MINUTE, None, None, ()) for i in range(120)]
+    late = Event("last", "u1", "i1", "click", ORIGIN + 3 * HOUR, None, None, ())
+    for at in range(0, 120, 2):
+        runner.bundle(("add", packed(many[at : at + 2])), ("flush", None))
+    assert runner.snapshot
+    anew = OneBucket.of_users(replace(FOR_EVER, rewrite=True))
+    anew.marker, anew.deltas, anew.snapshot = runner.marker, runner.deltas, runner.snapshot
+    anew.bundle(("add", packed([late])), ("flush", None))
+    assert feature_cells(anew) == plain_cells([*many, late])
+
+
+def test_partners_and_counts_of_items_are_written_again() -> None:
+    bucket = ItemBucket(FOR_EVER)
+    shown = [Event(f"e{i}", f"u{i % 3}", f"i{i % 5}", "click", ORIGIN + i * MINUTE, None, None, ()) for i in range(40)]
+    users = UserBucket(FOR_EVER)
+    taken = users.take(unpack(packed(shown)))
+    for _, message in by_item([taken.fresh], [taken.pairs], 1):
+        bucket.take(message)
+    first = {(c["row"], c["group"]): c["value"] for rows in bucket.flush() for c in rows.to_pylist()}
+    restored = ItemBucket.restore(replace(FOR_EVER, rewrite=True), bucket.marker, bucket.snapshot(), [])
+    again = {(c["row"], c["group"]): c["value"] for rows in restored.flush() for c in rows.to_pylist()}
+    assert again == first and any(group == PARTNERS for _, group in again)
 
 
 def test_only_what_changed_is_written() -> None:

@@ -65,6 +65,11 @@ class ItemBucket(Bucket):
         """See Bucket."""
         self.take(payload)
 
+    def touch_all(self, hashes: Hashes) -> None:
+        """See Bucket."""
+        super().touch_all(hashes)
+        self._partnered.append(hashes)
+
     @property
     def is_dirty(self) -> bool:
         """See Bucket."""

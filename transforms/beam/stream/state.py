@@ -58,12 +58,14 @@ class Rules:
       groups: feature groups that are kept and written; None: all, and the items that users are done with.
       audit: whether rows that are final are given out, by the hour in which they became final.
       job: whose row tells what is trending.
+      rewrite: whether all that a bucket holds is written again when it is restored.
     """
 
     lateness: int = HOUR
     groups: tuple[str, ...] | None = None
     audit: bool = False
     job: str = STREAM_JOB
+    rewrite: bool = False
 
 
 def groups_of(kind: type[StreamAccumulator], groups: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -173,7 +175,8 @@ class Bucket:
 
     @classmethod
     def restore(cls, rules: Rules, marker: Marker, snapshot: bytes | None, deltas: Iterable[bytes]) -> Self:
-        """The live copy of what is durable, with everything in the deltas taken as changed; raises StateLayoutError."""
+        """The live copy of what is durable, with everything in the deltas (by the rules: in the snapshot too) taken as changed;
+        raises StateLayoutError."""
         bucket = cls.new(rules)
         if snapshot is not None:
             held = msgspec.msgpack.decode(snapshot, type=_Snapshot)
@@ -183,6 +186,8 @@ class Bucket:
             bucket._panes, bucket._hours = set(held.panes), set(held.hours)
             bucket.restore_extra(held.extra)
             bucket.snapshot_bytes = len(snapshot)
+            if rules.rewrite:
+                bucket.touch_all(np.sort(bucket.state.entities().hashes))
         for delta in sorted(deltas, key=_sequence_of):
             bucket.replay(delta[_SEQUENCE.size :])
         bucket.marker = marker
@@ -207,6 +212,10 @@ class Bucket:
         """Notes entities that changed and the times of the events that changed them."""
         self._dirty.append(hashes)
         self._open(times)
+
+    def touch_all(self, hashes: Hashes) -> None:
+        """Notes that all cells of these entities, all that there are, are to be written."""
+        self._dirty.append(hashes)
 
     def _open(self, times: npt.NDArray[np.int64]) -> None:
         """Notes the panes of these times."""

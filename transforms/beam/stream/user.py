@@ -127,6 +127,11 @@ class UserBucket(Bucket):
         interacted, self._interacted = self._interacted, []
         return [*self._cells_of(self._taken(), others), *self._cells_of(distinct(interacted), INTERACTIONS)]
 
+    def touch_all(self, hashes: Hashes) -> None:
+        """See Bucket."""
+        super().touch_all(hashes)
+        self._interacted.append(hashes)
+
     def pending_cells(self) -> list[pa.RecordBatch]:
         """See Bucket: suppressions."""
         consumed, self._consumed = self._consumed, []
