@@ -29,7 +29,7 @@ from schemas.keys import ITEM, STATUS, USER, list_key, row_key, status_key, supp
 from schemas.stream_cells import DECAYED, PANE, RING, RINGS, SESSION, encode_suppression
 from schemas.tables import ITEMS
 from schemas.workspace import DAY_MICROS, Workspace
-from serving.stores import open_store, sqlite
+from serving.stores import open_store, sqlite_file
 from serving.stores.base import Active, Cell, FeatureWrite, ListWrite, Store
 from serving.stores.columns import cell_batch
 from transforms.catalogue import make_catalogue
@@ -69,7 +69,7 @@ class ServeWorld:
           store: URI of an empty store; default: SQLite in the folder.
         """
         said = json.dumps({"users": users, "items": items, "versions": versions, "seed": seed, "store": store,
-                           "layout": sqlite.LAYOUT})
+                           "layout": sqlite_file.LAYOUT})
         mark, workspace = root / "world.json", Workspace(root)
         names = tuple(f"20240101-0000000{v + 1}" for v in range(versions))
         uri = store or f"sqlite:{workspace.store}"

@@ -16,7 +16,8 @@ from schemas.features import REGISTRY
 from schemas.keys import STATUS, SUPPRESS_DAYS, SUPPRESSED
 from schemas.workspace import DAY_MICROS
 from serving.stores.base import Store
-from serving.stores.sqlite import FAMILIES, SqliteStore
+from serving.stores.sqlite import SqliteStore
+from serving.stores.sqlite_file import FAMILIES
 
 SAMPLED = 8
 EXACT_BELOW = 20_000

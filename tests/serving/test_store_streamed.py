@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.stores import streamed
+from serving.stores import streamed_file
 from serving.stores.base import Cell, FeatureWrite, StoreError
 from serving.stores.columns import cell_batch
 from serving.stores.sqlite import SqliteStore
@@ -121,7 +121,7 @@ def test_a_kill_loses_nothing(tmp_path):
 def test_what_was_not_on_disk_when_the_machine_stopped_is_dropped(tmp_path, monkeypatch, caplog):
     write_and_die(tmp_path / "cells")
     (tmp_path / "boot").write_text("another")
-    monkeypatch.setattr(streamed, "_BOOT", tmp_path / "boot")
+    monkeypatch.setattr(streamed_file, "_BOOT", tmp_path / "boot")
     cells = StreamedCells(tmp_path / "cells", 1.0)
     assert read(cells, "r", "g") is None and "--resume" in caplog.text
     put(cells)
@@ -133,7 +133,7 @@ def test_what_was_not_on_disk_when_the_machine_stopped_is_dropped(tmp_path, monk
 
 
 def test_idle_it_is_on_disk_though_nobody_closes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(streamed, "_IDLE_S", 0.05)
+    monkeypatch.setattr(streamed_file, "_IDLE_S", 0.05)
     cells, turn = StreamedCells(tmp_path / "cells", 1.0), tmp_path / "cells-turn"
     put(cells)
     assert turn.read_bytes()
@@ -148,7 +148,7 @@ def test_idle_it_is_on_disk_though_nobody_closes_it(tmp_path, monkeypatch):
 
 
 def test_without_a_known_boot_every_commit_is_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(streamed, "_BOOT", tmp_path / "nowhere")
+    monkeypatch.setattr(streamed_file, "_BOOT", tmp_path / "nowhere")
     cells = StreamedCells(tmp_path / "cells", 1.0)
     put(cells)
     assert read(cells) == Cell(b"v", 1000) and not (tmp_path / "cells-turn").read_bytes()
