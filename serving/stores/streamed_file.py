@@ -40,19 +40,27 @@ class File:
         self._wrote, self._written_at = -1, 0.0
         self._closing = threading.Event()
         self._settler: threading.Thread | None = None
+        try:
+            self._lmdb = self._open(wait_s)
+        except BaseException:
+            os.close(self._turn)
+            raise
+
+    def _open(self, wait_s: float) -> lmdb.Environment:
         with self._turn_of(wait_s):
             since = os.pread(self._turn, 64, 0)
             if since and since != self._boot:
                 _log.warning("%s was not on disk when the machine stopped: its values are dropped; 'beamrec stream --resume' "
-                             "writes them again", path)
-                for name in (path, f"{path}-lock"):
+                             "writes them again", self.path)
+                for name in (self.path, f"{self.path}-lock"):
                     Path(name).unlink(missing_ok=True)
                 os.ftruncate(self._turn, 0)
-            self._lmdb = lmdb.open(path, subdir=False, map_size=MAP_BYTES, max_readers=_READERS, sync=not self._boot,
-                                   max_spare_txns=4)
-            self._lmdb.reader_check()  # gives back the places of readers that were killed
-            if since == self._boot != b"":
-                self._noted(self._lmdb.info()["last_txnid"])
+            found = lmdb.open(self.path, subdir=False, map_size=MAP_BYTES, max_readers=_READERS, sync=not self._boot,
+                              mode=0o644, max_spare_txns=4)
+            found.reader_check()  # gives back the places of readers that were killed
+        if since and since == self._boot:
+            self._noted(found.info()["last_txnid"])
+        return found
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
