@@ -78,7 +78,7 @@ class Rates:
     batch_events: float = 180_000.0
     batch_users: float = 30_000.0
     lists: float = 3_500.0
-    api_requests: float = 1_000.0
+    api_requests: float = 1_500.0
     partition_events: float = 20_000.0
     broker_bytes: float = 100e6
     bigtable_reads: float = 10_000.0

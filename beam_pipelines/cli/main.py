@@ -59,7 +59,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("diff", "diff", "compare the stream values of a replay with the live ones, or of any two stores", "measure"),
     Command("parity", "parity", "prove that stream, batch and plain SQL give the same values", "measure"),
     Command("capacity", "capacity", "what a load needs: cores, brokers, nodes, bytes, settings and money", "measure"),
-    Command("bench", "bench", "measure speed beside other engines: affinity, incremental, recommend", "measure"),
+    Command("bench", "bench", "measure speed, beside other engines where there are some", "measure"),
     Command("demo", "demo", "the whole path in one command, with a report", "measure"),
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from beam_pipelines.io.lake import Lake
 from beam_pipelines.jobs import daily
 from beam_pipelines.options import Config
 from beam_pipelines.simulate.world import WorldSpec
+from beam_pipelines.typed import program, short
 from schemas.workspace import DAY_MICROS, write_atomically
 from serving.asking import Asker
 from serving.catalogue import Catalogue
@@ -98,19 +98,18 @@ def run(config: Config, data: str | None, spec: WorldSpec, on_step: Callable[[da
     report = daily.run(config, as_of, on_step=on_step)
     users = _examples(config, as_of)
     root = config.workspace.root
-    flags = "" if root == Path("workspace").absolute() else f" --workspace {_short(root)}"
+    flags = "" if root == Path("workspace").absolute() else f" --workspace {short(root)}"
     return DemoReport(str(root), flags.strip(), loaded, report, users, time.monotonic() - started,
                       _commands(users, flags, root))
 
 
 def _commands(users: Sequence[UserExample], flags: str, root: Path) -> list[str]:
     """What to type next; each speaks about this workspace."""
-    program = Path(sys.argv[0])
-    beamrec = _short(program.absolute()) if program.name == "beamrec" else "beamrec"
+    beamrec = program()
     user = users[0].user_id if users else "ID"
     item = users[0].items[0].item_id if users and users[0].items else "ID"
     query = f"user_id={user}&context=homepage&page_size=20"
-    log = f"--log dir:{_short(root)}/log"
+    log = f"--log dir:{short(root)}/log"
     return [f"{beamrec} show user {user}{flags}", f"{beamrec} show item {item}{flags}",
             f"{beamrec} serve {log}{flags}", f"{beamrec} stream {log}{flags}   # in a second terminal",
             f"http://127.0.0.1:8000/#/user/{quote(user, safe='')}   # in a browser: click something, and the list changes",
@@ -128,8 +127,8 @@ def _workspace_for(config: Config, data: str | None, source: str) -> tuple[Confi
                 return config, ""
             there = Config.of(root)
             moved = replace(config, workspace=there.workspace, lake=there.lake, store=there.store)
-            return moved, f"{_short(asked)} holds other data, so this goes to {_short(root)}"
-    raise UserError(f"{_short(asked)} and {_short(root)} hold other data; name an empty folder with --workspace DIR "
+            return moved, f"{short(asked)} holds other data, so this goes to {short(root)}"
+    raise UserError(f"{short(asked)} and {short(root)} hold other data; name an empty folder with --workspace DIR "
                     "(make demo WORKSPACE=DIR)")
 
 
@@ -185,11 +184,3 @@ def _examples(config: Config, as_of: int) -> list[UserExample]:
     finally:
         asker.close()
         store.close()
-
-
-def _short(path: Path) -> str:
-    """A path as a person in the current folder would type it."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

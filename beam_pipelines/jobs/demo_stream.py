@@ -30,6 +30,7 @@ from beam_pipelines.simulate.send import LiveReport, Pace
 from beam_pipelines.simulate.send import run as send_live
 from beam_pipelines.simulate.targets import HttpTarget
 from beam_pipelines.simulate.world import World, WorldSpec
+from beam_pipelines.typed import program, short
 from schemas.cells import RankedList, encode_recs
 from schemas.keys import list_key
 from schemas.workspace import DAY_MICROS
@@ -172,9 +173,9 @@ def _workspace_for(config: Config, say: Callable[[str], None]) -> Config:
             if root == asked:
                 return config
             there = Config.of(root)
-            say(f"{_short(asked)} holds other data, so this goes to {_short(root)}")
+            say(f"{short(asked)} holds other data, so this goes to {short(root)}")
             return replace(config, workspace=there.workspace, lake=there.lake, store=there.store)
-    raise UserError(f"{_short(asked)} and {_short(asked)}-stream hold other data; name an empty folder with --workspace DIR "
+    raise UserError(f"{short(asked)} and {short(asked)}-stream hold other data; name an empty folder with --workspace DIR "
                     "(make demo-stream WORKSPACE=DIR)")
 
 
@@ -265,7 +266,7 @@ def _running(config: Config, say: Callable[[str], None]) -> Iterator[tuple[str, 
         since = time.time_ns() // 1000
         job = [*beamrec, "stream", "--log", log, "--name", JOB, *BUCKETS, *common, "--services", str(folder / "services")]
         running.append(start(folder, "stream", job, parent=os.getpid()))
-        say(f"started: collector at {url}, streaming job on Prism; their logs are in {_short(folder)}")
+        say(f"started: collector at {url}, streaming job on Prism; their logs are in {short(folder)}")
 
         def started() -> None:
             with _opened(config) as (store, _):
@@ -301,15 +302,11 @@ def _address(log: Path) -> str | None:
     return None
 
 
-def _short(root: Path) -> str:
-    """A path as a person in the current folder would type it."""
-    return str(root.relative_to(Path.cwd())) if root.is_relative_to(Path.cwd()) else str(root)
-
-
 def _commands(root: Path, visitor: str) -> list[str]:
     """What to type next: the same by hand, each in a terminal of its own."""
-    here = _short(root)
+    here = short(root)
     flags = "" if here == "workspace" else f" --workspace {here}"
-    return [f"beamrec collect{flags}", f"beamrec stream --log dir:{here}/log{flags}",
-            f"beamrec simulate --rate 500 --to http://127.0.0.1:8000{flags}",
-            f"beamrec show user {visitor} --watch{flags}", f"beamrec stream --status{flags}"]
+    beamrec = program()
+    return [f"{beamrec} collect{flags}", f"{beamrec} stream --log dir:{here}/log{flags}",
+            f"{beamrec} simulate --rate 500 --to http://127.0.0.1:8000{flags}",
+            f"{beamrec} show user {visitor} --watch{flags}", f"{beamrec} stream --status{flags}"]
