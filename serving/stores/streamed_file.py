@@ -47,20 +47,31 @@ class File:
             raise
 
     def _open(self, wait_s: float) -> lmdb.Environment:
-        with self._turn_of(wait_s):
-            since = os.pread(self._turn, 64, 0)
-            if since and since != self._boot:
-                _log.warning("%s was not on disk when the machine stopped: its values are dropped; 'beamrec stream --resume' "
-                             "writes them again", self.path)
-                for name in (self.path, f"{self.path}-lock"):
-                    Path(name).unlink(missing_ok=True)
-                os.ftruncate(self._turn, 0)
-            found = lmdb.open(self.path, subdir=False, map_size=MAP_BYTES, max_readers=_READERS, sync=not self._boot,
-                              mode=0o644, max_spare_txns=4)
-            found.reader_check()  # gives back the places of readers that were killed
-        if since and since == self._boot:
+        if not self._is_whole():  # else opened at once, whoever writes
+            with self._turn_of(wait_s):
+                self._drop_unless_whole()
+        found = lmdb.open(self.path, subdir=False, map_size=MAP_BYTES, max_readers=_READERS, sync=not self._boot,
+                          mode=0o644, max_spare_txns=4)
+        found.reader_check()  # gives back the places of readers that were killed
+        if self._since():
             self._noted(found.info()["last_txnid"])
         return found
+
+    def _since(self) -> bytes:
+        """The boot since which something is not on disk; empty when all is."""
+        return os.pread(self._turn, 64, 0)
+
+    def _is_whole(self) -> bool:
+        return self._since() in (b"", self._boot)
+
+    def _drop_unless_whole(self) -> None:
+        if self._is_whole():
+            return
+        _log.warning("%s was not on disk when the machine stopped: its values are dropped; 'beamrec stream --resume' "
+                     "writes them again", self.path)
+        for name in (self.path, f"{self.path}-lock"):
+            Path(name).unlink(missing_ok=True)
+        os.ftruncate(self._turn, 0)
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
@@ -75,7 +86,7 @@ class File:
         """A transaction, alone among all processes."""
         with self._turn_of(wait_s):
             try:
-                if self._boot and os.pread(self._turn, 64, 0) != self._boot:
+                if self._boot and self._since() != self._boot:
                     os.pwrite(self._turn, self._boot, 0)
                     os.fsync(self._turn)
                 with self._lmdb.begin(write=True) as transaction:
@@ -123,7 +134,7 @@ class File:
         """Puts on disk what was written, if nobody has written since; who did will."""
         with self._turn_of(0.05):
             try:
-                if self._lmdb.info()["last_txnid"] == self._wrote and os.pread(self._turn, 64, 0) == self._boot:
+                if self._lmdb.info()["last_txnid"] == self._wrote and self._since() == self._boot:
                     self._lmdb.sync(True)
                     os.ftruncate(self._turn, 0)
                     os.fsync(self._turn)

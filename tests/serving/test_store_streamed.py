@@ -84,6 +84,10 @@ def test_who_waits_too_long_for_another_writer_is_told(tmp_path):
         with pytest.raises(StoreError, match="another process has been writing"):
             put(cells)
         assert read(cells) is None  # reads go on
+        code = ("import sys, time; from pathlib import Path; from serving.stores.streamed import StreamedCells;"
+                "print(StreamedCells(Path(sys.argv[1]), 0.2).read(['r'], ['g'], (), time.monotonic() + 10))")
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cells")], capture_output=True, text=True, check=True)
+        assert done.stdout == "[{}]\n"  # and who comes to read does not wait
     put(cells)
     assert read(cells) == Cell(b"v", 1000)
     cells.close()
