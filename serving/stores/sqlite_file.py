@@ -128,7 +128,8 @@ class SqliteFile:
                     raise StoreError(f"{self.path} is not a beamrec store")
                 self._initialise(connection)
             elif layout != LAYOUT:
-                raise StoreError(f"{self.path} has store layout {layout}; this beamrec reads {LAYOUT}")
+                raise StoreError(f"{self.path} has store layout {layout}, this beamrec reads {LAYOUT}: move it away, and "
+                                 "'beamrec run' and 'beamrec stream' fill a new one")
         except sqlite3.Error as error:
             raise StoreError(f"cannot open {self.path}: {error}") from error
         connection.inode, connection.until = _inode(self.path), [math.inf]
