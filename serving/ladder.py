@@ -68,7 +68,7 @@ class Breakers:
         return iter((self.lists, self.features, self.index))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Found:
     """The user's own list: None where there is none; ``lost`` where the store could not say."""
 

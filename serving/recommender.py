@@ -36,7 +36,7 @@ ReadSignals = Callable[[AsyncStore, str, int, float], Awaitable[Signals]]
 NO_SIGNALS = Signals(missing=True)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """What a request is answered with.
 

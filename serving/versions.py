@@ -36,7 +36,7 @@ def version_for(active: Active, user_id: str) -> str:
     return active.champion
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Choice:
     """What one request reads.
 

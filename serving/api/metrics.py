@@ -35,9 +35,7 @@ class Shown:
         if now - self._since > SHOWN_SECONDS or len(self._this) > MAX_SHOWN_ITEMS:
             self._last, self._this = (self._this if now - self._since < 2 * SHOWN_SECONDS else Counter()), Counter()
             self._since = now
-        this = self._this
-        for item_id in item_ids:
-            this[item_id] += 1
+        self._this.update(item_ids)
 
     def counts(self) -> Counter[str]:
         """Times shown, by item."""

@@ -1,4 +1,7 @@
-"""What the parts of a request hand to each other: what is asked, the candidates found, what is known of the user, the page."""
+"""What the parts of a request hand to each other: what is asked, the candidates found, what is known of the user, the page.
+
+Nobody changes one that was handed over. They are not ``frozen``: dataclass would set each field by a call, 15 us a request.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Tier = Literal["list", "expired_list", "previous_list", "on_demand", "segment_po
 version before; a list made at this request; the popular list of the user's segment; of everybody; the one kept in memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ask:
     """One request, already validated.
 
@@ -43,7 +46,7 @@ class Ask:
     request_id: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Candidates:
     """A ranked list to start from, of exactly one version.
 
@@ -128,7 +131,7 @@ class Touched(Sequence[tuple[str, float]]):
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Signals:
     """What the store knows of a user now. All empty where features cannot be read: then nothing is re-ranked.
 
@@ -162,7 +165,7 @@ class Signals:
     suppressed: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Packed:
     """A page of k items as bytes, made by serving.ranking.listed: what writes it as JSON needs no more.
 
@@ -176,7 +179,7 @@ class Packed:
     split: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ranked:
     """A page, best first; every sequence has the same length n <= page_size.
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import cast
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.server.quick import QuickApp
@@ -22,6 +24,8 @@ IDLE_S, HEAD_S = 75.0, 30.0
 """A connection without a request is kept for so long, longer than balancers keep theirs; a head takes at most so long."""
 MANY_LATER = 64
 """From so many on, more than one thing is done between two looks."""
+_REFUSED = {400: "this is not an HTTP request", 414: f"an address has at most {MAX_HEAD:,} bytes",
+            431: f"a request's head has at most {MAX_HEAD:,} bytes"}
 _LINE = b"%b: %b\r\n"
 
 
@@ -79,8 +83,19 @@ class Connection(HttpToolsProtocol):
         self._unread += len(data)
         super().data_received(data)
         if self._unread > MAX_HEAD and not self.transport.is_closing():
-            self.transport.write(STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n")
-            self.transport.close()
+            self._refuse(414 if self._in_head and not self.headers and len(self.url) > MAX_HEAD // 2 else 431)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP request is answered as all errors are."""
+        if not self.transport.is_closing():
+            self._refuse(400)
+
+    def _refuse(self, status: int) -> None:
+        """Answers before there is a request, and closes."""
+        body = msgspec.json.encode({"status": status, "title": HTTPStatus(status).phrase, "detail": _REFUSED[status]})
+        self.transport.write(b"".join((STATUS_LINE[status], b"content-type: application/problem+json\r\n",
+                                       b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body), body)))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         self._in_head = True
