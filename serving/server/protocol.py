@@ -98,13 +98,18 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._in_head = True
-        super().on_message_begin()
+        """As uvicorn's, without the scope of ASGI, which the short way does not need."""
+        self._in_head, self.url, self.headers, self.expect_100_continue = True, b"", [], False
 
     def on_headers_complete(self) -> None:
         self._unread, self._in_head = 0, False
-        if not self._answer():
-            super().on_headers_complete()
+        if self._answer():
+            return
+        read = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, _, self.expect_100_continue = read
+        self.headers += read[1]  # the list that the scope holds
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
