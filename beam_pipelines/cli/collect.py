@@ -31,7 +31,7 @@ import logging
 import logging.config
 import os
 
-from beam_pipelines.cli.serve import _port
+from beam_pipelines.cli.serve import _listen
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, add_common_flags
 from serving.stores import StoreUriError, open_store
@@ -58,15 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collects until SIGTERM or SIGINT."""
-    for package in ("granian", "fastavro"):  # granian would only tell from inside a worker
+    for package in ("uvicorn", "httptools", "fastavro"):  # else a worker would tell
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-    from granian import Granian
-    from granian.constants import Interfaces, Loops
-
     from serving.collector.settings import CollectorSettings, creating, open_for_writing
     from serving.eventlog import LogError
     from serving.logs import LOGGER, log_config
+    from serving.server.deal import BACKLOG, Dealer
 
     config = Config.from_args(args)
     for name, value, low, high in (("port", args.port, 0, 65535), ("workers", args.workers, 1, 64),
@@ -87,13 +85,10 @@ def run(args: argparse.Namespace) -> int:
     except StoreError as error:
         raise UserError(f"--store: {error}; --no-store does without") from error
     config.workspace.run_clock()
-    port = _port(args.host, args.port)
+    listening = _listen(args.host, args.port, BACKLOG)
     settings = CollectorSettings(uri, store, args.partitions, args.linger_ms, args.max_waiting, tuple(args.cors_origin))
     os.environ.update(settings.to_env())
     logging.config.dictConfig(log_config())
-    log = logging.getLogger(LOGGER)
-    log.info("listening", extra={"fields": {"url": f"http://{args.host}:{port}", "log": uri.partition("?")[0]}})
-    Granian("serving.collector.app:create_app", factory=True, address=args.host, port=port, interface=Interfaces.RSGI,
-            workers=args.workers, websockets=False, respawn_failed_workers=True, workers_kill_timeout=30,
-            loop=Loops.uvloop if importlib.util.find_spec("uvloop") else Loops.auto, log_dictconfig=log_config()).serve()
-    return 0
+    url = f"http://{args.host}:{listening.getsockname()[1]}"
+    logging.getLogger(LOGGER).info("listening", extra={"fields": {"url": url, "log": uri.partition("?")[0]}})
+    return Dealer(listening, "serving.collector.app:create_app", args.workers).run()

@@ -5,5 +5,6 @@ of a partition into one record; columns makes Arrow of single events. Plain bodi
 those of a round together, by the compiled loops of scan (JSON to places; json_places reads single values) and arrange (places
 to Arrow, and to answers).
 stamps and suppress are what is asked of and told to the store (rounds runs that in threads); dead keeps what is refused;
-upserts are items and users; metrics counts; app is HTTP; settings what a process is told. Needs neither Beam nor TensorFlow.
+upserts are items and users; metrics counts; app is HTTP, connection its short way for
+events; settings what a process is told. Needs neither Beam nor TensorFlow.
 """

@@ -1,24 +1,25 @@
-"""The collector over HTTP (RSGI): POST /v1/events, PUT /v1/items|users/{id}, health, metrics, the browser client."""
+"""The collector over HTTP (ASGI): POST /v1/events, PUT /v1/items|users/{id}, health, metrics, the browser client."""
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import gc
 import logging
 import math
 import threading
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from importlib import resources
 from typing import Any
-from urllib.parse import unquote
 
 from schemas import metric_names as names
 from serving.collector.bodies import warm_up
+from serving.collector.connection import CollectorConnection, Done
 from serving.collector.dead import DeadLetters
 from serving.collector.metrics import Counters
 from serving.collector.packer import Packer
-from serving.collector.router import EventRouter, Outcome
+from serving.collector.router import FAILED, EventRouter, Outcome
 from serving.collector.settings import CollectorSettings, beside, creating, open_for_writing
 from serving.collector.stamps import Stamps
 from serving.collector.suppress import URGENT, Suppressor
@@ -28,16 +29,23 @@ from serving.eventlog import EventLog, LogError, Producer
 from serving.logs import LOGGER
 
 _log = logging.getLogger(LOGGER)
-_JSON, _TEXT, _SCRIPT = "application/json", "text/plain; version=0.0.4; charset=utf-8", "text/javascript; charset=utf-8"
+_JSON, _TEXT, _SCRIPT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8", b"text/javascript; charset=utf-8"
 _EVENTS, _ITEMS, _USERS = "/v1/events", "/v1/items/", "/v1/users/"
-Headers = list[tuple[str, str]]
+Headers = list[tuple[bytes, bytes]]
+Received = Mapping[bytes, bytes]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Scope]]
+Send = Callable[[Scope], Awaitable[None]]
 _GARBAGE = 20_000
 """New objects between collections."""
-_JSON_HEADER = ("content-type", _JSON)
 
 
 class BodyTooLargeError(Exception):
     """The body is over MAX_BODY_BYTES."""
+
+
+class ClientGoneError(Exception):
+    """The client went before its body was whole."""
 
 
 class Collector:
@@ -93,17 +101,19 @@ class Collector:
 
 
 class CollectorApp:
-    """The RSGI application over a Collector."""
+    """The ASGI application over a Collector; serving.server gives it its connections."""
+
+    connection = CollectorConnection
+    quick_path: bytes | None = None
+    """No GET is answered without ASGI (serving.server.quick)."""
 
     def __init__(self, settings: CollectorSettings) -> None:
         self._collector = Collector(settings)
         self._counters = self._collector.counters
         self._origins = frozenset(settings.cors_origins)
         self._client = resources.files("serving.clients").joinpath("client.js").read_bytes()
-        self._closing = False
 
-    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called by the server before the first request."""
+    def _start(self) -> None:
         self._collector.open()
         self._collector.router.quick = False
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
@@ -119,103 +129,141 @@ class CollectorApp:
         self._collector.router.quick = True
         _log.info("loops ready", extra={"fields": {"seconds": round(time.perf_counter() - started, 1)}})
 
-    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called by the server after the last answer."""
-        self._closing = True
-        if not loop.is_closed() and not loop.is_running():
-            loop.run_until_complete(self._collector.flush())
+    async def _end(self) -> None:
+        await self._collector.flush()
         self._collector.close()
         _log.info("worker stopped", extra={"fields": {"accepted": sum(self._counters.accepted.values())}})
 
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        """One request."""
+    @property
+    def takes_posts(self) -> bool:
+        """See TakesPosts."""
+        return not self._origins and self._collector.router.quick
+
+    def post(self, body: bytes, done: Done) -> None:
+        """See TakesPosts."""
+        self._collector.router.take(body, functools.partial(self._posted, time.perf_counter(), done))
+
+    def _posted(self, started: float, done: Done, outcome: bytes | Outcome) -> None:
+        status, headers, content = _answer(outcome)
+        done(status, headers, content)
+        self._counted(_EVENTS, status, started)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the lifespan."""
+        if scope["type"] == "lifespan":
+            return await self._live(receive, send)
+        if scope["type"] != "http":
+            return
         started = time.perf_counter()
-        method, path = scope.method, scope.path
-        outcome: bytes | Outcome
+        method, path, headers = scope["method"], scope["path"], dict(reversed(scope["headers"]))
         route = _EVENTS
         try:
             if path == _EVENTS and method == "POST":
-                outcome = await self._events(scope, protocol)
+                outcome = await self._events(headers, receive)
             elif method == "PUT" and path.startswith((_ITEMS, _USERS)):
-                route, outcome = path[: len(_ITEMS)], await self._upsert(scope, protocol)
+                route, outcome = path[: len(_ITEMS)], await self._upsert(path, headers, receive)
             else:
-                return self._other(scope, protocol)
+                return await self._other(method, path, headers, send)
         except BodyTooLargeError:
             route, outcome = "body", Outcome(413, detail=f"a request has at most {MAX_BODY_BYTES:,} bytes")
+        except ClientGoneError:
+            return
         except Exception as error:
             self._counters.log_failure("request", error)
-            route, outcome = "error", Outcome(500, detail="the collector could not answer; its log has the reason")
-        if isinstance(outcome, bytes):
-            status, headers, content = 202, [_JSON_HEADER], outcome
-        else:
-            status, headers, content = outcome.status, [("content-type", outcome.content_type)], outcome.body()
-            if outcome.retry_after_s:
-                headers.append(("retry-after", str(math.ceil(outcome.retry_after_s))))
-            if route == "body":
-                headers.append(("connection", "close"))  # the rest of it is not read
-        self._allow_origin(scope, headers)
-        protocol.response_bytes(status, headers, content)
+            route, outcome = "error", FAILED
+        status, said, content = _answer(outcome)
+        if route == "body":
+            said.append((b"connection", b"close"))  # the rest of it is not read
+        self._allow_origin(headers, said)
+        await _send(send, status, said, content)
+        self._counted(route, status, started)
+
+    def _counted(self, route: str, status: int, started: float) -> None:
         self._counters.requests[route, status] += 1
         self._counters.seconds.add(time.perf_counter() - started)
 
-    async def _events(self, scope: Any, protocol: Any) -> bytes | Outcome:
-        headers = scope.headers
-        if headers.get("content-encoding") not in (None, "identity"):
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            self._start()
+        except Exception as error:
+            _log.error("cannot start", extra={"fields": {"detail": str(error)}})
+            return await send({"type": "lifespan.startup.failed"})
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._end()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _events(self, headers: Received, receive: Receive) -> Outcome | bytes:
+        if headers.get(b"content-encoding") not in (None, b"identity"):
             return Outcome(415, detail="send the body without Content-Encoding")
-        body, key = await _body(headers, protocol), headers.get("idempotency-key")
-        router = self._collector.router
-        return (None if key is not None else await router.accept_quickly(body)) or await router.accept_slowly(body, key)
+        key = headers.get(b"idempotency-key")
+        body, router = await _body(headers, receive), self._collector.router
+        if key is None and (quick := await router.accept_quickly(body)) is not None:
+            return quick
+        return await router.accept_slowly(body, None if key is None else key.decode("latin-1"))
 
-    async def _upsert(self, scope: Any, protocol: Any) -> Outcome:
-        entity = "item" if scope.path.startswith(_ITEMS) else "user"
-        body = await _body(scope.headers, protocol)
-        return await self._collector.upserts[entity].put(unquote(scope.path[len(_ITEMS) :]), body)
+    async def _upsert(self, path: str, headers: Received, receive: Receive) -> Outcome:
+        entity = "item" if path.startswith(_ITEMS) else "user"
+        return await self._collector.upserts[entity].put(path[len(_ITEMS) :], await _body(headers, receive))
 
-    def _other(self, scope: Any, protocol: Any) -> None:
-        method, path = scope.method, scope.path
+    async def _other(self, method: str, path: str, received: Received, send: Send) -> None:
         headers: Headers = []
-        self._allow_origin(scope, headers)
+        self._allow_origin(received, headers)
         allowed = "POST" if path == _EVENTS else "PUT" if path.startswith((_ITEMS, _USERS)) else (
             "GET" if path in ("/healthz", "/readyz", "/metrics", "/client.js") else "")
         if method == "OPTIONS" and allowed:
-            headers += [("access-control-allow-methods", allowed), ("access-control-max-age", "86400"),
-                        ("access-control-allow-headers", "content-type, idempotency-key, authorization"), ("allow", allowed)]
-            return protocol.response_empty(204, headers)
+            headers += [(b"access-control-allow-methods", allowed.encode()), (b"access-control-max-age", b"86400"),
+                        (b"access-control-allow-headers", b"content-type, idempotency-key, authorization"),
+                        (b"allow", allowed.encode())]
+            return await _send(send, 204, headers, b"")
         if allowed != "GET" or method not in ("GET", "HEAD"):
             outcome = Outcome(405, detail=f"{path} takes {allowed}") if allowed else Outcome(404, detail=f"no {path} here")
-            headers += [("content-type", outcome.content_type)] + ([("allow", allowed)] if allowed else [])
-            return protocol.response_bytes(outcome.status, headers, outcome.body())
-        status, kind, content = self._read(path)
-        protocol.response_bytes(status, [*headers, ("content-type", kind), ("cache-control", "no-cache")], content)
+            status, said, content = _answer(outcome)
+            return await _send(send, status, headers + said + ([(b"allow", allowed.encode())] if allowed else []), content)
+        kind, content = self._read(path)
+        await _send(send, 200, [*headers, (b"content-type", kind), (b"cache-control", b"no-cache")], content)
 
-    def _read(self, path: str) -> tuple[int, str, bytes]:
+    def _read(self, path: str) -> tuple[bytes, bytes]:
         if path == "/metrics":
-            return 200, _TEXT, self._counters.text().encode()
-        if path == "/client.js":
-            return 200, _SCRIPT, self._client
-        if path == "/readyz" and self._closing:
-            return 503, _JSON, b'{"status":"closing"}'
-        return 200, _JSON, b'{"status":"ok"}'
+            return _TEXT, self._counters.text().encode()
+        return (_SCRIPT, self._client) if path == "/client.js" else (_JSON, b'{"status":"ok"}')
 
-    def _allow_origin(self, scope: Any, headers: Headers) -> None:
-        if self._origins:
-            origin = scope.headers.get("origin")
-            if origin is not None and ("*" in self._origins or origin in self._origins):
-                headers += [("access-control-allow-origin", origin), ("vary", "origin")]
+    def _allow_origin(self, received: Received, headers: Headers) -> None:
+        origin = received.get(b"origin", b"") if self._origins else b""
+        if origin and ("*" in self._origins or origin.decode("latin-1") in self._origins):
+            headers += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
 
 
-async def _body(headers: Any, protocol: Any) -> bytes:
-    length = headers.get("content-length")
-    if length is not None:
-        if int(length) > MAX_BODY_BYTES:
-            raise BodyTooLargeError
-        return await protocol()
-    parts, size = [], 0
-    async for part in protocol:
-        size += len(part)
+def _answer(outcome: bytes | Outcome) -> tuple[int, Headers, bytes]:
+    """Status, headers and body."""
+    if isinstance(outcome, bytes):
+        return 202, [(b"content-type", _JSON)], outcome
+    headers = [(b"content-type", outcome.content_type.encode())]
+    if outcome.retry_after_s:
+        headers.append((b"retry-after", b"%d" % math.ceil(outcome.retry_after_s)))
+    return outcome.status, headers, outcome.body()
+
+
+async def _send(send: Send, status: int, headers: Headers, content: bytes) -> None:
+    size = [] if status == 204 else [(b"content-length", b"%d" % len(content))]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *size]})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def _body(headers: Received, receive: Receive) -> bytes:
+    if int(headers.get(b"content-length", b"0")) > MAX_BODY_BYTES:
+        raise BodyTooLargeError
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
         if size > MAX_BODY_BYTES:
             raise BodyTooLargeError
-        parts.append(part)
+        more = message.get("more_body", False)
     return b"".join(parts)
 
 

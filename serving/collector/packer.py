@@ -7,9 +7,10 @@ the linger time since the last beginning is over, so that a lone event is not ke
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -62,6 +63,8 @@ class Partly:
 
 Answer = bytes | Partly | None
 """What became of a body: what to answer once all of it is durable; what of it is not; None when it is left to ``wire``."""
+Told = Callable[[Answer], None]
+"""Hears what became of a body, from the loop."""
 
 
 @dataclass
@@ -70,7 +73,7 @@ class _Waiting:
 
     events: dict[int, list[EventIn]] = field(default_factory=dict)
     tickets: dict[int, list[Ticket]] = field(default_factory=dict)
-    bodies: list[tuple[bytes, int, asyncio.Future[Answer]]] = field(default_factory=list)
+    bodies: list[tuple[bytes, int, Told]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.events or self.bodies)
@@ -113,12 +116,16 @@ class Packer:
 
     def put_body(self, body: bytes) -> asyncio.Future[Answer]:
         """Takes a request body as it is; raises as put."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.take_body(body, functools.partial(_settle, future))
+        return future
+
+    def take_body(self, body: bytes, told: Told) -> None:
+        """As put_body, for one who is called."""
         number = count_of(body)
         self._take(number)
         self._bytes += len(body)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._next.bodies.append((body, number, future))
-        return future
+        self._next.bodies.append((body, number, told))
 
     def _take(self, number: int) -> None:
         if self.waiting + number > self._max or self._bytes > MAX_WAITING_BYTES:
@@ -185,14 +192,13 @@ class Packer:
             self._counters.log_failure("scan", reason)
             sends.clear()
             found = None
-        for i, (body, number, future) in enumerate(mine.bodies):
+        for i, (body, number, told) in enumerate(mine.bodies):
             actual = 0 if found is None else int(found.first[i + 1] - found.first[i])
             self.waiting -= number - actual
-            mine.bodies[i] = body, actual, future
+            mine.bodies[i] = body, actual, told
             if not actual:
                 self._bytes -= len(body)
-                if not future.done():
-                    future.set_result(None)
+                self._tell(told, None)
         return found
 
     async def _send(self, sends: list[tuple[int, bytes]]) -> dict[int, LogError]:
@@ -219,12 +225,17 @@ class Packer:
         if found is None:
             return
         self._counters.taken(found.kinds if not failed else found.kinds_without(failed))
-        for i, (body, number, future) in enumerate(mine.bodies):
+        for i, (body, number, told) in enumerate(mine.bodies):
             if number:
                 self.waiting -= number
                 self._bytes -= len(body)
-                if not future.done():  # its request was cancelled
-                    future.set_result(found.answers[i] if not failed else _partly(found, i, failed))
+                self._tell(told, found.answers[i] if not failed else _partly(found, i, failed))
+
+    def _tell(self, told: Told, answer: Answer) -> None:
+        try:
+            told(answer)
+        except Exception as reason:  # one that cannot be answered must not leave the others waiting
+            self._counters.log_failure("answer", reason)
 
     async def flush(self) -> None:
         """Returns once everything taken so far has been answered."""
@@ -234,6 +245,11 @@ class Packer:
                     self._timer.cancel()
                 self._begin()
             await asyncio.wait(set(self._rounds))
+
+
+def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
+    if not future.done():  # its request was cancelled
+        future.set_result(answer)
 
 
 def _partly(found: Scanned, body: int, failed: Mapping[int, LogError]) -> Answer:

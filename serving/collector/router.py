@@ -7,6 +7,9 @@ request (so a request sent twice has the same ids), else it is a new UUIDv7. ``i
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +20,7 @@ import xxhash
 
 from serving.collector.dead import DeadLetters
 from serving.collector.metrics import Counters
-from serving.collector.packer import Packer, Partly
+from serving.collector.packer import Answer, Packer, Partly
 from serving.collector.stamps import Stamps
 from serving.collector.suppress import URGENT, Suppressor
 from serving.collector.wire import MAX_BODY_BYTES, EventIn, Refused, TooLargeError, encode, fault, micros, read_events, refuse
@@ -93,6 +96,9 @@ class Outcome:
         return encode(EventProblem(self.status, _TITLES.get(self.status, "Refused"), self.detail, self.events))
 
 
+FAILED = Outcome(500, detail="the collector could not answer; its log has the reason")
+
+
 def unavailable(error: LogError, events: Sequence[EventOutcome] = ()) -> Outcome:
     """429 or 503, by what the log said."""
     wait = error.retry_after_s if isinstance(error, LogUnavailable) else 1.0
@@ -130,6 +136,7 @@ class EventRouter:
         self._packer, self._dead, self._stamps, self._suppressor = packer, dead, stamps, suppressor
         self._counters, self._now = counters, now
         self._times: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.quick = True
 
     async def accept(self, body: bytes, idempotency_key: str | None = None) -> Outcome:
@@ -145,13 +152,36 @@ class EventRouter:
         if not self._is_plain(body):
             return None
         try:
-            answer = await self._packer.put_body(body)
+            return _told(await self._packer.put_body(body))
         except LogError as error:
             return None if isinstance(error, LogBusy) else unavailable(error)
-        if isinstance(answer, Partly):
-            return unavailable(next(iter(answer.failed.values())), [
-                EventOutcome(i, "unavailable" if p in answer.failed else "accepted") for i, p in answer.fates])
-        return answer
+
+    def take(self, body: bytes, done: Callable[[bytes | Outcome], None]) -> None:
+        """As accept without a key; calls ``done`` with the body of a 202, or another outcome, once that is known."""
+        if self._is_plain(body):
+            with contextlib.suppress(LogBusy):
+                return self._packer.take_body(body, functools.partial(self._taken, body, done))
+        self._later(body, done)
+
+    def _taken(self, body: bytes, done: Callable[[bytes | Outcome], None], answer: Answer) -> None:
+        outcome = _told(answer)
+        if outcome is None:
+            self._later(body, done)
+        else:
+            done(outcome)
+
+    def _later(self, body: bytes, done: Callable[[bytes | Outcome], None]) -> None:
+        async def accept() -> None:
+            try:
+                outcome = await self.accept_slowly(body)
+            except Exception as error:
+                self._counters.log_failure("request", error)
+                outcome = FAILED
+            done(outcome)
+
+        task = asyncio.get_running_loop().create_task(accept())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _is_plain(self, body: bytes) -> bool:
         """Whether a glance finds nothing in a body that must go the slow way (what it overlooks is found in the scan)."""
@@ -247,6 +277,13 @@ class EventRouter:
             if urgent:
                 await self._suppressor.suppress(urgent)
         return ticket.failed, partitions
+
+
+def _told(answer: Answer) -> bytes | Outcome | None:
+    if isinstance(answer, Partly):
+        return unavailable(next(iter(answer.failed.values())), [
+            EventOutcome(i, "unavailable" if p in answer.failed else "accepted") for i, p in answer.fates])
+    return answer
 
 
 def _outcome(event: EventIn | Refused, status: str) -> EventOutcome:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from uvicorn import Config, Server
 
@@ -30,13 +30,13 @@ latency of a whole request."""
 _SWEEP_TICKS = 10
 
 
-class _Told(Connection):
-    """A connection of which the parent hears when it ends."""
+class _Told:
+    """Of a connection the parent hears when it ends."""
 
     channel: socket.socket
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+        super().connection_lost(exc)  # type: ignore[misc]
         with contextlib.suppress(OSError):  # the parent is gone
             self.channel.send(CLOSED)
 
@@ -44,9 +44,10 @@ class _Told(Connection):
 class Worker(Server):
     """uvicorn's server, its connections those that come over a channel."""
 
-    def __init__(self, config: Config, channel: socket.socket) -> None:
+    def __init__(self, config: Config, channel: socket.socket, kind: type[Connection]) -> None:
         super().__init__(config)
         self._channel = channel
+        self._kind: Any = type(kind.__name__, (_Told, kind), {})
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn.Server."""
@@ -107,10 +108,10 @@ class Worker(Server):
             accepted.close()
             self._channel.send(CLOSED)
 
-    def _connection(self) -> _Told:
-        made = _Told(self.config, self.server_state, self.lifespan.state)
+    def _connection(self) -> Connection:
+        made: Any = self._kind(self.config, self.server_state, self.lifespan.state)
         made.channel, made.later = self._channel, self._later
-        return made
+        return cast(Connection, made)
 
 
 def run(factory: str, fd: int) -> None:
@@ -119,9 +120,10 @@ def run(factory: str, fd: int) -> None:
     sys.setswitchinterval(SWITCH_S)
     module, _, name = factory.partition(":")
     app: Any = getattr(importlib.import_module(module), name)()
-    config = Config(app, http=_Told, ws="none", loop="auto", lifespan="on", interface="asgi3", log_config=None,
+    kind: type[Connection] = getattr(app, "connection", Connection)  # an application may have a kind of its own
+    config = Config(app, http=kind, ws="none", loop="auto", lifespan="on", interface="asgi3", log_config=None,
                     access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=round(GRACE_S))
-    Worker(config, socket.socket(fileno=fd)).run()
+    Worker(config, socket.socket(fileno=fd), kind).run()
 
 
 if __name__ == "__main__":
