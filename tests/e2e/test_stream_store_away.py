@@ -13,6 +13,7 @@ from servers import need
 from beam_pipelines.jobs.stream_run import launched
 from beam_pipelines.options import Config, StreamConfig
 from beam_pipelines.services import flink
+from beam_pipelines.services.flink import newest_checkpoint
 from beam_pipelines.services.process import poll, resident_mib
 from benchmarks.stream_paced import Sender
 from schemas.metric_names import CELLS_RETRIED, EVENTS_ACCEPTED
@@ -61,14 +62,16 @@ def check_nothing_is_lost(job, sender, folder):
     assert poll(lambda: accepted(job) == sender.sent, 120, 0.5), (accepted(job), sender.sent)
     store = open_store(f"sqlite:{folder}/store.db", create=False)
 
-    def counted():
-        cells = [cell.value for _, cell in store.scan_features("stream", "user_panes")]
-        return int(extract_rings("user_panes", cells, time.time_ns() // 1000)[:, 1::2].sum())
-
     try:
-        assert poll(lambda: counted() == sender.sent, 60, 1.0), (counted(), sender.sent)
+        assert poll(lambda: counted(store) == sender.sent, 60, 1.0), (counted(store), sender.sent)
     finally:
         store.close()
+
+
+def counted(store):
+    """Events in the users' cells."""
+    cells = [cell.value for _, cell in store.scan_features("stream", "user_panes")]
+    return int(extract_rings("user_panes", cells, time.time_ns() // 1000)[:, 1::2].sum()) if cells else 0
 
 
 def resident(cluster):
@@ -125,3 +128,25 @@ def test_a_slow_store_holds_the_log_back_and_memory_stays(live):
     assert poll(lambda: sender.sent - accepted(job) < 4 * RATE, 120, 0.5), "does not catch up"
     check_nothing_is_lost(job, sender, folder)
     assert cluster.rest.restarts(job.flink_job) == restarts
+
+
+@pytest.mark.slow
+def test_a_store_that_lost_its_stream_gets_all_of_it_from_a_resumed_job(live):
+    cluster, job, sender, folder = live
+    check_nothing_is_lost(job, sender, folder)
+    points = newest_checkpoint(cluster.checkpoint_dir, job.flink_job)
+    assert poll(lambda: newest_checkpoint(cluster.checkpoint_dir, job.flink_job) not in (None, points), 60, 0.5)
+    cluster.rest.cancel(job.flink_job)
+    assert poll(lambda: cluster.rest.state(job.flink_job) == "CANCELED", 60, 0.5)
+    for file in folder.glob("store.db-stream-*"):
+        file.unlink()
+    again = Sender(job.config.log, RATE, USERS, 50)
+    with launched(job.config, resume=True, services=cluster.directory.parent) as resumed:
+        again.start()
+        store = open_store(f"sqlite:{folder}/store.db", create=False)
+        try:
+            assert poll(lambda: counted(store) > sender.sent, 120, 1.0), (counted(store), sender.sent)
+        finally:
+            again.stop()
+            store.close()
+            cluster.rest.cancel(resumed.flink_job)
