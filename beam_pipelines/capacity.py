@@ -72,7 +72,7 @@ class Rates:
       bigtable_reads, bigtable_writes: rows of about 1 kB of one node, as Google plans with.
     """
 
-    collect_requests: float = 6_700.0
+    collect_requests: float = 9_000.0
     collect_events: float = 92_000.0
     stream_events: float = 59_000.0
     batch_events: float = 180_000.0

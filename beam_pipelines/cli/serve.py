@@ -181,9 +181,3 @@ def _listen(host: str, port: int, backlog: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=backlog)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-def _port(host: str, port: int) -> int:
-    """The port, or a free one for 0; raises UserError when it cannot be listened on."""
-    with _listen(host, port, 1) as probe:
-        return int(probe.getsockname()[1])
