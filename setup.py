@@ -17,7 +17,7 @@ TRAIN = [
     "tensorflow-recommenders>=0.7.7,<0.8",
     "scann>=1.4.2,<1.5",
 ]
-SERVE = ["fastapi>=0.163", "granian>=2", "uvicorn>=0.54,<0.55", "httptools>=0.9", "uvloop>=0.21; sys_platform != 'win32'",
+SERVE = ["fastapi>=0.163", "uvicorn>=0.54,<0.55", "httptools>=0.9", "uvloop>=0.21; sys_platform != 'win32'",
          "fastavro>=1.13",  # serving.server builds on uvicorn's protocol: a new minor version is looked at first
          "scann>=1.4.2,<1.5; sys_platform == 'linux'"]  # ScaNN brings no TensorFlow: the index of lists made on demand
 BIGTABLE = ["google-cloud-bigtable>=2.30"]

@@ -47,4 +47,4 @@ def log_config() -> dict[str, Any]:
     ours = {"handlers": ["stderr"], "level": "INFO", "propagate": False}
     return {"version": 1, "disable_existing_loggers": False, "formatters": {"json": {"()": f"{__name__}.JsonFormatter"}},
             "handlers": {"stderr": handler}, "root": {"level": "WARNING", "handlers": ["stderr"]},
-            "loggers": {LOGGER: ours, "_granian": ours}}
+            "loggers": {LOGGER: ours, "uvicorn": {"level": "ERROR"}}}  # a bad request is the client's affair

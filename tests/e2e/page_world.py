@@ -82,8 +82,8 @@ class PageServer:
         settings = Settings(f"sqlite:{space.store}", root, log=f"dir:{root / 'log'}", **more)
         self.url = f"http://127.0.0.1:{port}"
         self.log = root / "server.log"
-        command = [sys.executable, "-m", "granian", "--interface", "asgi", "--factory", "--host", "127.0.0.1",
-                   "--port", str(port), "--no-ws", "serving.api:create_app"]
+        command = [sys.executable, "-m", "uvicorn", "--factory", "--host", "127.0.0.1",
+                   "--port", str(port), "--no-access-log", "serving.api:create_app"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, **settings.to_env()})
         deadline = time.monotonic() + 90
