@@ -32,6 +32,8 @@ CHECKPOINT_S = 10.0
 BUNDLE_MS = 200
 """On Flink what a stage is given waits for the end of a bundle, whose age is looked at twice in this time: with Beam's 1000 an
 event waits for seconds on its way through source, users and items."""
+_REWRITTEN_S = 600.0
+"""A run that lived for so long has written all again: a pane closes every 5 minutes, for buckets without events too."""
 _ALIASES = {"PrismRunner": "prism", "FlinkRunner": "flink", "DirectRunner": "direct"}
 _log = logging.getLogger(__name__)
 
@@ -60,11 +62,13 @@ class Record:
       shape: of the runs so far.
       jobs: Flink's ids of them, oldest first.
       savepoint: the folder that the last drain wrote.
+      rewriting: since when (seconds since 1970) a run writes again all that its checkpoint held; 0 for never.
     """
 
     shape: dict[str, Any]
     jobs: list[str] = field(default_factory=list)
     savepoint: str | None = None
+    rewriting: float = 0.0
 
     @staticmethod
     def path(workspace: Workspace, name: str) -> Path:
@@ -254,8 +258,9 @@ def _on_flink(config: StreamConfig, name: str, resume: bool, services: Path, job
         if point is None:
             raise UserError(f"no complete checkpoint of {config.name} under {folder}; start anew, without --resume")
         _log.info("resuming from %s", point)
-        if not config.rewrite and status_of(config) is None:
-            _log.warning("the store has nothing of %s: all that the checkpoint holds is written again", config.name)
+        cut_short = (point / "_metadata").stat().st_mtime < known.rewriting + _REWRITTEN_S
+        if not config.rewrite and (cut_short or status_of(config) is None):
+            _log.warning("the store has nothing of %s, or not all: what the checkpoint holds is written again", config.name)
             config = replace(config, rewrite=True)
     flags = cluster.pipeline_options(name, checkpoint_ms=round(checkpoint_s * 1000), savepoint=point)
     flags.append(f"--max_bundle_time_mills={BUNDLE_MS}")
@@ -266,7 +271,8 @@ def _on_flink(config: StreamConfig, name: str, resume: bool, services: Path, job
     running.flink_job = job = _new_job(cluster, name, before, running)
     if config.until_end and job is not None:
         running.cancel = functools.partial(cluster.rest.cancel, job)
-    record = Record(shape, [*(known.jobs if resume and known is not None else []), *([job] if job else [])])
+    record = Record(shape, [*(known.jobs if resume and known is not None else []), *([job] if job else [])],
+                    rewriting=time.time() if config.rewrite else 0.0)
     record.write(space, config.name)
     return running
 

@@ -112,6 +112,7 @@ class SqliteFile:
                 self._open.add(found)
         if _inode(self.path) != found.inode:  # else a rebuilt workspace would be read, and written, in its old file
             self._local = threading.local()
+            self._leave_streamed()
             raise StoreError(f"{self.path} was moved, removed or replaced; opening it again helps")
         return found
 
@@ -159,12 +160,22 @@ class SqliteFile:
     def _streamed(self) -> StreamedCells:
         """Family ``stream`` of the store that is there now."""
         self._connection()
-        if self._beside is None:
+        found = self._beside
+        if found is None:
             name = self._read("SELECT id FROM streamed")[0][0]
             with self._lock:
-                if self._beside is None:
-                    self._beside = StreamedCells(Path(f"{self.path}-stream-{name}"), BUSY_SECONDS[self._patient])
-        return self._beside
+                if self._closed:
+                    raise StoreError(f"{self.path} is closed")
+                found = self._beside
+                if found is None:
+                    found = self._beside = StreamedCells(Path(f"{self.path}-stream-{name}"), BUSY_SECONDS[self._patient])
+        return found
+
+    def _leave_streamed(self) -> None:
+        with self._lock:
+            found, self._beside = self._beside, None
+        if found is not None:
+            found.close()
 
     @property
     def _until(self) -> float:
@@ -224,12 +235,10 @@ class SqliteFile:
         self._checkpointer.close()
         with self._lock:
             self._closed = True
-            if self._beside is not None:
-                self._beside.close()
-                self._beside = None
             for connection in list(self._open):
                 connection.close()
             self._open = weakref.WeakSet()
+        self._leave_streamed()
 
 
 def _is_late(until: list[float]) -> bool:

@@ -72,7 +72,8 @@ class StreamedCells:
     def write_columns(self, cells: pa.RecordBatch) -> None:
         """Writes CELLS, as ``write``."""
         stamps = cells.column("timestamp").to_numpy()
-        if (stamps % 1000).any() or max(_longest(cells.column(name)) for name in ("row", "group")) > _LONG:
+        longest = max(_longest(cells.column(name)) for name in ("row", "group"))
+        if (stamps % 1000).any() or (stamps < 0).any() or longest > _LONG:
             keys: list[bytes] = []
         else:
             keys = pieces(pc.binary_join_element_wise(cells.column("row"), cells.column("group"), "\0"))
@@ -146,7 +147,11 @@ class StreamedCells:
 
     def scan(self, group: str) -> Iterator[tuple[str, Cell]]:
         """(row, cell) of every cell of a group, by row."""
-        for key, held in self._pages(b"", b"", _NUL + _part(group)):
+        plain, hashed = (self._scan(*ends, group) for ends in ((b"", _HASHED), (_HASHED, b"")))
+        yield from heapq.merge(plain, sorted(hashed, key=itemgetter(0)), key=itemgetter(0))
+
+    def _scan(self, begin: bytes, end: bytes, group: str) -> Iterator[tuple[str, Cell]]:
+        for key, held in self._pages(begin, end, _NUL + _part(group)):
             yield _names(key, held)[0], Cell(*_value(key, held))
 
     def stamps(self, low: str, high: str) -> Iterator[tuple[str, str, int, int]]:
@@ -204,8 +209,8 @@ def _key(row: str, group: str) -> bytes:
 
 
 def _packed(key: bytes, row: str, group: str, stamp: int, value: bytes) -> bytes:
-    if stamp % 1000:
-        raise StoreError(f"a timestamp is a multiple of 1000 microseconds, not {stamp}")
+    if stamp % 1000 or stamp < 0:
+        raise StoreError(f"a timestamp is a multiple of 1000 microseconds since 1970, not {stamp}")
     if _HASHED not in key:
         return _STAMP.pack(stamp) + value
     names = row.encode(), group.encode()

@@ -4,13 +4,15 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
+from operator import itemgetter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.stores import streamed_file
+from serving.stores import streamed_file, turn
 from serving.stores.base import Cell, FeatureWrite, StoreError
 from serving.stores.columns import cell_batch
 from serving.stores.sqlite import SqliteStore
@@ -55,7 +57,7 @@ def test_cells_are_those_of_a_dictionary_whatever_their_names(tmp_path_factory, 
         assert {g: Cell(v, t) for g, t, v in cells.row(row, 1000)} == mine
         assert cells.read([row], (), (prefix,), until) == [{g: c for g, c in mine.items() if g.startswith(prefix)}]
     for group in {group for _, group in known}:
-        assert dict(cells.scan(group)) == {r: c for (r, g), c in known.items() if g == group}
+        assert list(cells.scan(group)) == sorted(((r, c) for (r, g), c in known.items() if g == group), key=itemgetter(0))
     found = {(row, group): (stamp, size) for row, group, stamp, size in cells.stamps("", "")}
     assert found == {at: (cell.timestamp, len(cell.value)) for at, cell in known.items()}
     assert {row for row, *_ in cells.stamps("a", "b")} == {row for row in rows if "a" <= row < "b"}
@@ -97,6 +99,7 @@ def test_a_fork_writes_and_reads_beside_its_parent(tmp_path):
     store = SqliteStore(tmp_path / "store.db")
     one, two = (FeatureWrite("r", "stream", group, Cell(b"x", 1000)) for group in "ab")
     store.write_features([one])
+    assert set(store.read_features(["r"], "stream", "ab")[0]) == {"a"}
     child = os.fork()
     if child == 0:
         try:
@@ -107,6 +110,66 @@ def test_a_fork_writes_and_reads_beside_its_parent(tmp_path):
     assert os.waitpid(child, 0)[1] == 0
     assert set(store.read_features(["r"], "stream", "ab")[0]) == {"a", "b"}
     store.close()
+
+
+def test_a_store_that_was_replaced_under_a_writer_is_written_where_it_is_now(tmp_path):
+    old = SqliteStore(tmp_path / "store.db", create=True)
+    write = [FeatureWrite("r", "stream", "a", Cell(b"x", 1000))]
+    old.write_features(write)
+    for file in list(tmp_path.glob("store.db*")):
+        file.unlink()
+    new = SqliteStore(tmp_path / "store.db")
+    with pytest.raises(StoreError, match="replaced"):
+        old.write_features(write)
+    old.write_features(write)
+    assert new.read_features(["r"], "stream", ["a"]) == [{"a": Cell(b"x", 1000)}]
+    old.close()
+    new.close()
+
+
+def test_who_waits_to_write_while_it_is_closed_is_told(tmp_path):
+    cells, told = StreamedCells(tmp_path / "cells", 30.0), []
+
+    def write():
+        try:
+            put(cells)
+        except StoreError as error:
+            told.append(str(error))
+
+    with (tmp_path / "cells-turn").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=write)
+        waiting.start()
+        time.sleep(0.1)
+        cells.close()
+        waiting.join(10)
+    assert len(told) == 1 and "closed" in told[0]
+
+
+def test_what_a_killed_writer_left_is_put_on_disk_by_who_else_has_it_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(streamed_file, "_IDLE_S", 0.05)
+    cells, mark = StreamedCells(tmp_path / "cells", 1.0), tmp_path / "cells-turn"
+    write_and_die(tmp_path / "cells")
+    assert mark.read_bytes()
+    until = time.monotonic() + 10
+    while mark.read_bytes() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not mark.read_bytes()
+    cells.close()
+
+
+def test_a_file_that_another_process_writes_is_not_dropped_however_it_counts_boots(tmp_path, monkeypatch):
+    code = ("import sys; from pathlib import Path; from serving.stores.streamed import StreamedCells;"
+            "cells = StreamedCells(Path(sys.argv[1]), 1.0); cells.write([('r', 'g', 1000, b'v')]); print(flush=True); input()")
+    command = [sys.executable, "-c", code, str(tmp_path / "cells")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"\n"
+    (tmp_path / "boot").write_text("another")
+    monkeypatch.setattr(turn, "_BOOT", tmp_path / "boot")
+    cells = StreamedCells(tmp_path / "cells", 1.0)
+    assert read(cells, "r", "g") == Cell(b"v", 1000)
+    other.communicate(b"\n", timeout=30)
+    cells.close()
 
 
 def write_and_die(path):
@@ -125,7 +188,7 @@ def test_a_kill_loses_nothing(tmp_path):
 def test_what_was_not_on_disk_when_the_machine_stopped_is_dropped(tmp_path, monkeypatch, caplog):
     write_and_die(tmp_path / "cells")
     (tmp_path / "boot").write_text("another")
-    monkeypatch.setattr(streamed_file, "_BOOT", tmp_path / "boot")
+    monkeypatch.setattr(turn, "_BOOT", tmp_path / "boot")
     cells = StreamedCells(tmp_path / "cells", 1.0)
     assert read(cells, "r", "g") is None and "--resume" in caplog.text
     put(cells)
@@ -138,21 +201,21 @@ def test_what_was_not_on_disk_when_the_machine_stopped_is_dropped(tmp_path, monk
 
 def test_idle_it_is_on_disk_though_nobody_closes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(streamed_file, "_IDLE_S", 0.05)
-    cells, turn = StreamedCells(tmp_path / "cells", 1.0), tmp_path / "cells-turn"
+    cells, mark = StreamedCells(tmp_path / "cells", 1.0), tmp_path / "cells-turn"
     put(cells)
-    assert turn.read_bytes()
+    assert mark.read_bytes()
     until = time.monotonic() + 10
-    while turn.read_bytes() and time.monotonic() < until:
+    while mark.read_bytes() and time.monotonic() < until:
         time.sleep(0.02)
-    assert not turn.read_bytes()
+    assert not mark.read_bytes()
     put(cells, stamp=2000)
-    assert turn.read_bytes()
+    assert mark.read_bytes()
     cells.close()
-    assert not turn.read_bytes()
+    assert not mark.read_bytes()
 
 
 def test_without_a_known_boot_every_commit_is_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(streamed_file, "_BOOT", tmp_path / "nowhere")
+    monkeypatch.setattr(turn, "_BOOT", tmp_path / "nowhere")
     cells = StreamedCells(tmp_path / "cells", 1.0)
     put(cells)
     assert read(cells) == Cell(b"v", 1000) and not (tmp_path / "cells-turn").read_bytes()

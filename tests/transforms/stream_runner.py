@@ -89,7 +89,7 @@ class OneBucket:
                 out += self.dofn.flush_due(0, Timestamp(0), held, timers.flush)
             elif name == "tick":
                 timers.tick.clear()
-                out += self.dofn.ticked(0, Timestamp(micros=argument), held, timers.tick)
+                out += self.dofn.ticked(0, Timestamp(micros=argument), held, timers.tick, timers.flush)
             else:
                 out += self.dofn.ended(0, Timestamp(micros=argument), held, timers.tick)
         out += self.dofn.finish_bundle()

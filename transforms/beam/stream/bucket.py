@@ -181,8 +181,8 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         self._live.give(bucket, live)
         return cells
 
-    def ticked(self, bucket: int, timestamp: Timestamp, held: Held, tick: Any) -> Iterator[Any]:
-        """A pane has closed for this bucket: gives out what is final."""
+    def ticked(self, bucket: int, timestamp: Timestamp, held: Held, tick: Any, flush: Any) -> Iterator[Any]:
+        """A pane has closed for this bucket: gives out what is final. One that was restored now may have cells to write."""
         self._oldest = min(self._oldest, timestamp)
         live = self._copy(bucket, held.marker.read(), held)
         finals: list[Final] = []
@@ -193,6 +193,9 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
                 held.marker.write(live.changed().pack())
             if live.marker.tick < END_OF_TIME:
                 tick.set(Timestamp(micros=live.marker.tick + self._rules.lateness))
+        if live.is_dirty and live.flush_due is None and self._flush_s:
+            live.flush_due = time.time()
+            flush.set(Timestamp.of(live.flush_due + self._flush_s))
         self._live.give(bucket, live)
         return (beam.pvalue.TaggedOutput(FINAL, (bucket, final)) for final in finals)
 

@@ -95,8 +95,9 @@ class _Users(BucketDoFn[UserBucket]):
 
     @on_timer(TICK)
     def on_tick(self, bucket: Any = beam.DoFn.KeyParam, timestamp: Any = beam.DoFn.TimestampParam, marker: Any = _MARKER,
-                deltas: Any = _DELTAS, snapshot: Any = _SNAPSHOT, tick: Any = beam.DoFn.TimerParam(TICK)) -> Iterator[Any]:
-        yield from self.ticked(bucket, timestamp, Held(marker, deltas, snapshot), tick)
+                deltas: Any = _DELTAS, snapshot: Any = _SNAPSHOT, tick: Any = beam.DoFn.TimerParam(TICK),
+                flush: Any = beam.DoFn.TimerParam(FLUSH)) -> Iterator[Any]:
+        yield from self.ticked(bucket, timestamp, Held(marker, deltas, snapshot), tick, flush)
 
     @on_timer(END)
     def on_end(self, bucket: Any = beam.DoFn.KeyParam, timestamp: Any = beam.DoFn.TimestampParam, marker: Any = _MARKER,
@@ -179,8 +180,9 @@ class _Items(BucketDoFn[ItemBucket]):
 
     @on_timer(TICK)
     def on_tick(self, bucket: Any = beam.DoFn.KeyParam, timestamp: Any = beam.DoFn.TimestampParam, marker: Any = _MARKER,
-                deltas: Any = _DELTAS, snapshot: Any = _SNAPSHOT, tick: Any = beam.DoFn.TimerParam(TICK)) -> Iterator[Any]:
-        yield from self.ticked(bucket, timestamp, Held(marker, deltas, snapshot), tick)
+                deltas: Any = _DELTAS, snapshot: Any = _SNAPSHOT, tick: Any = beam.DoFn.TimerParam(TICK),
+                flush: Any = beam.DoFn.TimerParam(FLUSH)) -> Iterator[Any]:
+        yield from self.ticked(bucket, timestamp, Held(marker, deltas, snapshot), tick, flush)
 
     @on_timer(END)
     def on_end(self, bucket: Any = beam.DoFn.KeyParam, timestamp: Any = beam.DoFn.TimestampParam, marker: Any = _MARKER,
