@@ -92,7 +92,7 @@ class SqliteStore(SqliteFile):
             if group in names or (prefixes and group.startswith(prefixes)):
                 cells[group] = Cell(value, timestamp)
         if STREAM in wanted:
-            streamed = self._streamed().row(row, WHOLE_CELLS)
+            streamed = self._streamed(seen=bool(sql)).row(row, WHOLE_CELLS)
             if len(streamed) >= WHOLE_CELLS:
                 return None
             names, prefixes = _filter(tuple(wanted[STREAM]))

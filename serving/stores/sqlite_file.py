@@ -157,10 +157,12 @@ class SqliteFile:
                 stale.unlink(missing_ok=True)
         connection.execute("COMMIT")
 
-    def _streamed(self) -> StreamedCells:
-        """Family ``stream`` of the store that is there now."""
-        self._connection()
+    def _streamed(self, seen: bool = False) -> StreamedCells:
+        """Family ``stream`` of the store that is there now; ``seen``: it was looked at just before."""
         found = self._beside
+        if not seen or found is None:
+            self._connection()  # forgets the file of a store that is no more
+            found = self._beside
         if found is None:
             name = self._read("SELECT id FROM streamed")[0][0]
             with self._lock:
