@@ -20,8 +20,7 @@ class Memory:
     """Sizes in MiB. The TaskManager's process takes about their sum over ``heap``, ``managed``, ``network`` and 600.
 
     State lies on the heap and wants five times its size there: a heap that is full stops the stream again and again, and one of
-    1.5 GB ended a job whose checkpoints were 340 MB. RocksDB takes twice the CPU for state of this kind, few keys with megabytes
-    each.
+    1.5 GB ended a job whose checkpoints were 340 MB. RocksDB takes twice the CPU for few keys with megabytes each.
     """
 
     jobmanager: int = 512
