@@ -211,7 +211,7 @@ def _in_own_process(step: Step, context: Context, lock: int, limit: float | None
                         "outputs": context.outputs, "config": _config_values(context.config)}, default=str)
     read_end, write_end = os.pipe()
     process = subprocess.Popen([sys.executable, "-m", "beam_pipelines.jobs.daily", str(write_end)], stdin=subprocess.PIPE,
-                               pass_fds=(lock, write_end))
+                               pass_fds=(lock, write_end), process_group=0)  # Ctrl-C is for the command, which ends its step
     os.close(write_end)
     try:
         process.communicate(order.encode(), timeout=limit)

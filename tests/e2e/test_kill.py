@@ -94,6 +94,8 @@ def state(root: Path) -> dict[str, Any]:
     with contextlib.closing(sqlite3.connect(config.workspace.store)) as db:
         tables = [t for (t,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
         for table in tables:
+            if table == "streamed":  # the name of a file, drawn for each store
+                continue
             found[f"store.{table}"] = sorted(map(repr, db.execute(f"SELECT * FROM {table}")))
     for path in sorted(config.workspace.models.rglob("items.arrow")):
         found[str(path.relative_to(root))] = path.read_bytes()
