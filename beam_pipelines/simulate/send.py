@@ -142,13 +142,15 @@ def _pump(live: LiveWorld, columns: EventColumns, pace: Pace, stop: threading.Ev
 
 
 def _hand_over(table: pa.Table, waiting: queue.Queue[pa.Table | None], stop: threading.Event, end: float | None) -> None:
-    """Waits for room, until DRAIN_S after the end: a slow collector slows the sending down, nothing piles up."""
-    while not stop.is_set() and (end is None or time.monotonic() < end + DRAIN_S):
+    """Waits for room, until DRAIN_S after the end: a slow collector slows the sending down, nothing piles up. Where there is
+    room it goes, also when the end has come since it was drawn."""
+    while True:
         try:
             waiting.put(table, timeout=0.2)
             return
         except queue.Full:
-            continue
+            if stop.is_set() or (end is not None and time.monotonic() >= end + DRAIN_S):
+                return
 
 
 def _work(target: Target, waiting: queue.Queue[pa.Table | None], tally: _Tally, given_up: threading.Event) -> None:
