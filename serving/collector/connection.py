@@ -11,8 +11,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
 from serving.collector.wire import MAX_BODY_BYTES
 from serving.server.protocol import IDLE_S, Connection
 
@@ -102,9 +100,5 @@ class CollectorConnection(Connection):
         post.response_complete, post.parts = True, []
         if self.transport.is_closing():
             return
-        lines = [b"%b: %b\r\n" % line for line in (*self.server_state.default_headers, *headers)]
-        end = b"\r\n" if post.keep_alive else b"connection: close\r\n\r\n"
-        self.transport.write(b"".join((STATUS_LINE[status], *lines, b"content-length: %d\r\n" % len(content), end, content)))
-        if not post.keep_alive:
-            self.transport.close()
+        self.respond(status, headers, content, post.keep_alive)
         self.on_response_complete()

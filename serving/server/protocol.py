@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import cast
 
@@ -139,6 +139,14 @@ class Connection(HttpToolsProtocol):
         if now - self._since > (HEAD_S if self._in_head else IDLE_S) and not self.transport.is_closing():
             self.transport.close()
 
+    def respond(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, keep_alive: bool) -> None:
+        """Writes a whole answer at once."""
+        lines = [_LINE % line for line in (*self.server_state.default_headers, *headers)]
+        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((STATUS_LINE[status], *lines, b"content-length: %d\r\n" % len(body), end, body)))
+        if not keep_alive:
+            self.transport.close()
+
     def _answer(self) -> bool:
         """Answers the request whose head is there, if it is one for the short way."""
         app, cycle, parser, url = cast(QuickApp, self.app), self.cycle, self.parser, self.url
@@ -156,14 +164,7 @@ class Connection(HttpToolsProtocol):
                 or parser.get_http_version() != "1.1" or self.transport.is_closing():
             return False
         status, head, body, after = app.quick(headers, query, self.client[0] if self.client else "")
-        lines = [STATUS_LINE[status], *[_LINE % line for line in self.server_state.default_headers],
-                 *[_LINE % line for line in head], b"content-length: %d\r\n" % len(body)]
-        keep = parser.should_keep_alive()
-        lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
-        lines.append(body)
-        self.transport.write(b"".join(lines))
-        if not keep:
-            self.transport.close()
+        self.respond(status, head, body, parser.should_keep_alive())
         self._quickly = self._taken = True
         self._since = self.loop.time()
         self.server_state.total_requests += 1

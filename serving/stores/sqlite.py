@@ -41,7 +41,8 @@ class SqliteStore(SqliteFile):
         named, prefixes = _filter(tuple(groups))
         if family == STREAM:
             distinct = list(dict.fromkeys(rows))
-            cells = dict(zip(distinct, self._streamed().read(distinct, named, prefixes, self._until), strict=True))
+            until = self._connection().until[0]
+            cells = dict(zip(distinct, self._streamed(seen=True).read(distinct, named, prefixes, until), strict=True))
             return [cells[row] for row in rows]
         table = _table(family)
         found: dict[str, dict[str, Cell]] = {row: {} for row in rows}

@@ -179,10 +179,6 @@ class SqliteFile:
         if found is not None:
             found.close()
 
-    @property
-    def _until(self) -> float:
-        return self._connection().until[0]
-
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction that takes its lock at once, so that what it reads cannot change before it writes."""

@@ -95,7 +95,7 @@ class StreamedCells:
             cursor = transaction.cursor()
             for key, held in cursor.getmulti(keys):
                 value = newest[key]
-                if held >= value and (held == value or held[:8] > value[:8]):
+                if held >= value and (held == value or held[: _STAMP.size] > value[: _STAMP.size]):
                     del newest[key]
             cursor.putmulti([(key, newest[key]) for key in keys if key in newest])
 
@@ -129,8 +129,7 @@ class StreamedCells:
                 begin, cells = _part(row) + _NUL, {}
                 for name, part in wanted:
                     if (held := transaction.get(key := begin + part)) is not None:
-                        value, stamp = _value(key, held)
-                        cells[name] = Cell(value, stamp)
+                        cells[name] = Cell(*_value(key, held))
                 for prefix in prefixes:
                     newest = heapq.nlargest(MAX_PREFIX_CELLS, _looked(_prefixed(cursor, begin, prefix), until), itemgetter(1))
                     cells |= {group: Cell(value, stamp) for group, stamp, value in newest}
