@@ -160,11 +160,18 @@ def running(directory: Path, port: int = 0, heap_mib: int = 768) -> Iterator[Bro
         broker.stop()
 
 
+def _cluster_id(settings: Path) -> str:
+    """A cluster id of one's own for every settings file: 16 bytes in URL-safe base64."""
+    name = base64.urlsafe_b64encode(uuid.uuid5(uuid.NAMESPACE_OID, str(settings)).bytes).decode().rstrip("=")
+    return "A" + name[1:]  # one in 64 would begin with "-", which Kafka's tool takes for an option
+
+
 def _format(settings: Path, program: str, classpath: list[str], log: Path) -> None:
-    cluster = base64.urlsafe_b64encode(uuid.uuid5(uuid.NAMESPACE_OID, str(settings)).bytes).decode().rstrip("=")
     done = subprocess.run([program, "-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
-                           *classpath, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)],
+                           *classpath, "kafka.tools.StorageTool", "format", "-t", _cluster_id(settings), "-c", str(settings)],
                           capture_output=True, text=True)
     if done.returncode:
-        log.write_text(done.stdout + done.stderr)
-        raise UserError(f"Kafka cannot format its data folder; see {log}")
+        said = (done.stdout + done.stderr).strip()
+        log.write_text(said + "\n")
+        last = said.rpartition("\n")[2] or f"exit code {done.returncode}"
+        raise UserError(f"Kafka cannot format its data folder: {last} (all of it in {log})")

@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.services import process
+from beam_pipelines.services import kafka, process
 from beam_pipelines.services.ports import claim, free_port
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -116,3 +117,9 @@ def test_a_taken_port_names_the_flag():
     assert claim(0, "Kafka", "--port-kafka") > 0
     free = free_port()
     assert claim(free, "Kafka", "--port-kafka") == free
+
+
+def test_a_cluster_id_is_never_taken_for_an_option():
+    names = [kafka._cluster_id(Path(f"/data/{number}/kafka.properties")) for number in range(500)]
+    assert len(set(names)) == 500 and {len(name) for name in names} == {22}
+    assert not any(name.startswith("-") for name in names)
