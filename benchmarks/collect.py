@@ -10,6 +10,10 @@ outstanding, and latency counts from when they were due: paced_*. p99_ms is the 
 means something where the paced rates were reached (paced_single_per_s, paced_batch_events_per_s). server_us_* and load_us_*
 are processor microseconds of the server and of the load generator beside it. lost and doubled count events answered with 202
 that the log does not hold exactly once.
+
+What the machine does by itself is told beside it: disk_sync_p50_ms and disk_sync_p99_ms of a bare 8 KiB write with its sync
+every 5 ms, before the server starts (a local log's rounds end with such syncs); stalled_ms_per_s and longest_stall_ms of all
+phases (benchmarks.stalls).
 """
 
 from __future__ import annotations
@@ -32,12 +36,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchmarks import stalls
 from benchmarks.collect_load import Job, event_id
 from serving.collector.bodies import warm_up
 from serving.eventlog import open_log
 from transforms.records import decode
 
 _BATCH = 100
+_SYNCS, _SYNC_BYTES, _SYNC_EVERY_S = 600, 8192, 0.005
 _FIRST = 100_000_000
 """Numbers of one phase's requests begin so far from the next phase's."""
 
@@ -76,6 +82,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         log.close()
     else:
         before = {}
+    syncs = np.percentile(sync_times(folder), (50, 99)) if uri.startswith("dir:") else (None, None)
     warm_up()  # what the server would compile in its first seconds it then finds on the disk
     process = subprocess.Popen(
         [sys.executable, "-m", "beam_pipelines.cli.main", "collect", "--log", uri, "--workspace", str(folder), "--port", "0",
@@ -89,13 +96,14 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "paced_single": (4 * args.connections, args.single_rate, 1),
             "paced_batch": (4 * args.batch_connections, args.batch_rate / _BATCH, _BATCH)}
         reports, sent = {}, []
-        for number, (name, (connections, rate, batch)) in enumerate(phases.items()):
-            seconds = min(2.0, args.seconds) if name.startswith("warm") else args.seconds
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            before_s = _processor_s(process.pid)
-            reports[name] = _load(Job(host, port, connections, seconds, batch, rate, number * _FIRST))
-            reports[name]["server_s"] = _processor_s(process.pid) - before_s
-            sent.append((batch, np.array(reports[name]["accepted"], np.int64)))
+        with stalls.watched() as stalled:
+            for number, (name, (connections, rate, batch)) in enumerate(phases.items()):
+                seconds = min(2.0, args.seconds) if name.startswith("warm") else args.seconds
+                print(f"{name} ...", file=sys.stderr, flush=True)
+                before_s = _processor_s(process.pid)
+                reports[name] = _load(Job(host, port, connections, seconds, batch, rate, number * _FIRST))
+                reports[name]["server_s"] = _processor_s(process.pid) - before_s
+                sent.append((batch, np.array(reports[name]["accepted"], np.int64)))
         started = time.perf_counter()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
@@ -121,7 +129,22 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "events_answered": total, "lost": lost, "doubled": doubled,
         "not_202": sum(r["sent"] - len(r["accepted"]) for r in reports.values()), "stop_s": round(stop_s, 2),
         "log": uri.partition(":")[0], "workers": args.workers, "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[1], 1)}
+        **{f"disk_sync_p{q}_ms": value if value is None else round(float(value), 2)
+           for q, value in zip((50, 99), syncs, strict=True)},
+        **stalled, "load_before": round(os.getloadavg()[1], 1)}
+
+
+def sync_times(folder: Path) -> np.ndarray:
+    """Milliseconds of bare durable writes to a file in a folder."""
+    times = np.empty(_SYNCS)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        for i in range(_SYNCS):
+            started = time.perf_counter()
+            file.write(bytes(_SYNC_BYTES))
+            os.fdatasync(file.fileno())
+            times[i] = time.perf_counter() - started
+            time.sleep(max(0.0, _SYNC_EVERY_S - times[i]))
+    return times * 1e3
 
 
 def _listening(process: subprocess.Popen[str]) -> tuple[str, int]:

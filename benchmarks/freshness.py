@@ -10,6 +10,7 @@ grows in the later half of a long run is state that does not expire.
   beamrec bench freshness --seconds 1800 --speed 96           memory: two days of event time in half an hour
 
 p50_s, p99_s, max_s are of users' values, items_* of items': an event reaches the item state through the user state.
+stalled_ms_per_s and longest_stall_ms: what the machine itself took meanwhile (benchmarks.stalls).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from beam_pipelines.jobs.stream_run import flags_of
 from beam_pipelines.services import flink, kafka, prism
 from beam_pipelines.services.ports import answers, free_port
 from beam_pipelines.services.process import Process, poll, start
+from benchmarks import stalls
 from benchmarks.freshness_load import EventTime, Job
 from benchmarks.freshness_memory import Memory
 from benchmarks.freshness_probes import Probe, Probes
@@ -94,7 +96,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
     flags = stream_flags(["--runner", args.runner, "--workspace", str(work), *args.stream_flags.split()])
     clock = EventTime(time.time(), args.seconds + args.warm_up + _UP_S, args.speed)
     with running(args, work) as chain, Memory(chain.roles, chain.more) as memory, \
-            Probes(chain.store, chain.host, chain.port, clock) as probes:
+            Probes(chain.store, chain.host, chain.port, clock) as probes, stalls.watched() as stalled:
         _say(f"processes are up; their logs are in {work}")
         _await_fresh(chain, probes)
         load = _load(chain, Job(chain.host, chain.port, clock, args.rate, args.users, args.stay))
@@ -119,7 +121,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, object]:
         **{f"{role}_rss_mib": series.since(begin) for role, series in memory.mib.items() if series.values},
         **{name: series.since(begin) for name, series in memory.more.items() if series.values},
         "over_time": {name: series.thinned(begin) for name, series in (*memory.mib.items(), *memory.more.items())},
-        "load_average": [round(load, 1) for load in loads], "equal": bool(taken) and not lost,
+        **stalled, "load_average": [round(load, 1) for load in loads], "equal": bool(taken) and not lost,
     }
 
 

@@ -12,7 +12,7 @@ not_200 and empty count answers (of a sample, for empty). Keys by store: sqlite,
 
 A store that is slower than the deadlines of a request is done without (docs/versions.md): own_lists is the share of the paced
 answers that were made from the user's own list, with_signals of those whose session and history were read in time; max_* are
-the same of what wrk asked.
+the same of what wrk asked. stalled_ms_per_s and longest_stall_ms: what the machine itself took meanwhile (benchmarks.stalls).
 
   beamrec bench serve --in-process [--profile]
 
@@ -46,6 +46,7 @@ import numpy as np
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.services import bigtable
+from benchmarks import stalls
 from benchmarks.serve_inside import in_process
 from benchmarks.serve_load import Ask
 from benchmarks.serve_world import ServeWorld, user_id
@@ -134,7 +135,8 @@ def _measure(args: argparse.Namespace, world: ServeWorld, rate: float, connectio
             after_most = server.counts()
             print(f"paced, {rate:g} a second ...", file=sys.stderr, flush=True)
             spent = server.processor_s()
-            report = load(server, Ask(server.host, server.port, 4 * args.connections, args.seconds, rate, args.users))
+            with stalls.watched() as stalled:
+                report = load(server, Ask(server.host, server.port, 4 * args.connections, args.seconds, rate, args.users))
             used, after = server.processor_s() - spent, server.counts()
             empty = sum(not server.items(user_id(n)) for n in range(0, args.users, max(1, args.users // 200)))
     latencies = np.array(report["latencies_ms"])
@@ -147,7 +149,7 @@ def _measure(args: argparse.Namespace, world: ServeWorld, rate: float, connectio
             "not_200": report["sent"] - report["statuses"].get("200", 0) + most["not_200"], "empty": empty,
             "server_us_per_request": round(1e6 * used / max(1, report["sent"])),
             "load_us_per_request": round(1e6 * report["processor_s"] / max(1, report["sent"]), 1),
-            "load_before": round(os.getloadavg()[0], 1)}
+            **stalled, "load_before": round(os.getloadavg()[0], 1)}
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
