@@ -19,10 +19,11 @@ from schemas.metric_names import EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE,
 from schemas.stream_cells import decode_suppression
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.user import UserState
+from transforms.beam.stream import state
 from transforms.beam.stream.cells import cell_rows
 from transforms.beam.stream.item import PARTNERS, PARTNERS_EVERY_S, ItemBucket
 from transforms.beam.stream.seen import SeenEvents, event_keys
-from transforms.beam.stream.state import LAYOUT, Marker, Rules, StateLayoutError
+from transforms.beam.stream.state import LAYOUT, PIECE_BYTES, Marker, Rules, StateLayoutError, in_pieces, whole_of
 from transforms.beam.stream.user import UserBucket
 from transforms.beam.stream.wire import by_item, pack, pack_parts, split, unpack, unpack_parts
 from transforms.ingest import END_OF_TIME
@@ -99,14 +100,16 @@ def test_final_rows_and_cells_survive_restarts_between_ticks(chosen: list[Event]
     assert len({(row["user_id"], row["start"]) for row in panes}) == len(panes)
 
 
-def test_snapshots_replace_deltas_and_hold_everything() -> None:
+@pytest.mark.parametrize("piece_bytes", [PIECE_BYTES, 1000])
+def test_snapshots_replace_deltas_and_hold_everything(monkeypatch, piece_bytes) -> None:
+    monkeypatch.setattr(state, "PIECE_BYTES", piece_bytes)
     runner = OneBucket.of_users(FOR_EVER)
     many = [Event(f"e{i}", f"u{i % 7}", f"i{i % 11}", "click", ORIGIN + i * MINUTE, None, None, ()) for i in range(120)]
     most = 0
     for at in range(0, 120, 2):
         runner.bundle(("add", packed(many[at : at + 2])), ("flush", None))
         most = max(most, len(runner.deltas))
-    assert len(runner.snapshot) == 1 and most < 60
+    assert (len(runner.snapshot) == 1) == (piece_bytes == PIECE_BYTES) and 0 < len(runner.snapshot) < 60 and most < 60
     runner.dies()
     runner.bundle(("add", packed(many)))
     assert json.loads(runner.stats[-1])[EVENTS_DUPLICATE] == 120
@@ -347,3 +350,13 @@ def test_markers_survive_packing() -> None:
     marker = Marker(b"12345678", 5, 6, 7, 8, 9, 10)
     assert Marker.unpack(marker.pack()) == marker
     assert UserBucket.new(FOR_EVER).marker.horizon < 0
+
+
+@given(st.integers(0, 3 * PIECE_BYTES + 5), st.randoms())
+@settings(max_examples=25, deadline=None)
+def test_a_snapshot_is_kept_in_small_pieces_that_may_come_in_any_order(size, rng):
+    snapshot = rng.randbytes(size)
+    pieces = list(in_pieces(snapshot))
+    assert all(len(piece) <= PIECE_BYTES + 8 for piece in pieces)
+    rng.shuffle(pieces)
+    assert (whole_of(pieces) or b"") == snapshot

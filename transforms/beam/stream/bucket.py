@@ -20,7 +20,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from schemas import metric_names
 from transforms.beam.stream.freshness import Moments, ages, histogram
-from transforms.beam.stream.state import Bucket, Final, Marker, Rules, pack_delta
+from transforms.beam.stream.state import Bucket, Final, Marker, Rules, in_pieces, pack_delta, whole_of
 from transforms.ingest import END_OF_TIME
 
 STATS, FINAL = "stats", "final"
@@ -231,7 +231,7 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
     def _restored_copy(self, bucket: int, marker: Marker, held: Held) -> Bucket:
         live = self._live.take(bucket, marker)
         if live is None:
-            live = self.KIND.restore(self._rules, marker, b"".join(held.snapshot.read()) or None, held.deltas.read())
+            live = self.KIND.restore(self._rules, marker, whole_of(held.snapshot.read()), held.deltas.read())
             self._restored.inc()
             self._stats[metric_names.STATE_RESTORED] += 1
         return live
@@ -245,7 +245,8 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         if live.wants_snapshot:
             data = live.snapshot()
             held.snapshot.clear()
-            held.snapshot.add(data)
+            for piece in in_pieces(data):
+                held.snapshot.add(piece)
             held.deltas.clear()
             self._state_bytes.update(len(data))
         held.marker.write(live.changed().pack())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -35,12 +35,14 @@ HOUR = 3_600_000_000
 DAY = 24 * HOUR
 UNKNOWN = -(1 << 62)
 """A time before all others: nothing is known yet."""
-LAYOUT = 2
+LAYOUT = 3
 """Of keys, markers, deltas and snapshots; another one is refused."""
 _MARKER = struct.Struct("<B8sqqqQQQ")
 _SEQUENCE = struct.Struct("<Q")
 _SNAPSHOT_DELTAS = 20
 _MOST_DELTAS = 1200
+PIECE_BYTES = 1 << 20
+"""Of a snapshot as it is kept: Flink copies every value while it writes a checkpoint, those of all buckets at once."""
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -119,9 +121,21 @@ class _Snapshot(msgspec.Struct):
     extra: bytes
 
 
-def pack_delta(sequence: int, payload: bytes) -> bytes:
-    """A delta as it is kept; bags have no order, so it carries its own."""
-    return _SEQUENCE.pack(sequence) + payload
+def pack_delta(sequence: int, payload: bytes | memoryview) -> bytes:
+    """A delta, or a piece of a snapshot, as it is kept; bags have no order, so it carries its own."""
+    return b"".join((_SEQUENCE.pack(sequence), payload))
+
+
+def in_pieces(snapshot: bytes) -> Iterator[bytes]:
+    """A snapshot as it is kept."""
+    whole = memoryview(snapshot)
+    for number, at in enumerate(range(0, len(whole), PIECE_BYTES)):
+        yield pack_delta(number, whole[at : at + PIECE_BYTES])
+
+
+def whole_of(pieces: Iterable[bytes]) -> bytes | None:
+    """The snapshot of ``in_pieces``; None where there is none."""
+    return b"".join(memoryview(piece)[_SEQUENCE.size :] for piece in sorted(pieces, key=_sequence_of)) or None
 
 
 @dataclass(frozen=True)
