@@ -19,8 +19,10 @@ from dataclasses import dataclass
 
 from serving.logs import LOGGER
 
-READY, CLOSED = b"r", b"-"
-"""What a worker says over its channel: it can answer; a connection has ended."""
+READY, CLOSED, ALIVE = b"r", b"-", b"a"
+"""What a worker says over its channel: it can answer; a connection has ended; its loop turns (once a second)."""
+HANGS_S = 60.0
+"""A worker that has answered and then says nothing for so long is replaced."""
 BACKLOG = 1024
 KILL_S = 10.0
 """Workers that are told to end and do not are killed after this long."""
@@ -39,6 +41,8 @@ class _Worker:
     ready: bool = False
     connections: int = 0
     dealt: int = 0
+    heard: float = 0.0
+    aborted: bool = False
 
 
 class Dealer:
@@ -48,10 +52,11 @@ class Dealer:
       listening: the socket.
       factory: MODULE:FUNCTION that makes the application in a worker; settings travel in the environment.
       workers: processes that answer.
+      hangs_s: see HANGS_S.
     """
 
-    def __init__(self, listening: socket.socket, factory: str, workers: int) -> None:
-        self._listening, self._factory = listening, factory
+    def __init__(self, listening: socket.socket, factory: str, workers: int, hangs_s: float = HANGS_S) -> None:
+        self._listening, self._factory, self._hangs_s = listening, factory, hangs_s
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._many = workers
@@ -74,7 +79,11 @@ class Dealer:
             for _ in range(self._many):
                 self._start()
             while not self._ending:
-                for key, _ in self._selector.select(self._wait()):
+                began = time.monotonic()
+                found = self._selector.select(self._wait())
+                if time.monotonic() - began > self._hangs_s / 2:  # all of us were stopped: a worker could say nothing either
+                    self._hear_anew()
+                for key, _ in found:
                     if key.fileobj is self._listening:
                         self._accept()
                     elif key.fileobj is woken:
@@ -82,6 +91,7 @@ class Dealer:
                             woken.recv(4096)
                     else:
                         self._hear(key.data)
+                self._end_hanging()
                 self._bury()
         finally:
             self._end()
@@ -101,8 +111,9 @@ class Dealer:
         self._workers.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
-    def _wait(self) -> float | None:
-        return max(0.0, min(self._missing) - time.monotonic()) if self._missing else None
+    def _wait(self) -> float:
+        """Seconds until something is due."""
+        return max(0.0, min([at - time.monotonic() for at in self._missing], default=self._hangs_s / 4))
 
     def _hear(self, worker: _Worker) -> None:
         """What a worker says."""
@@ -114,6 +125,7 @@ class Dealer:
             said = b""
         if not said:  # it is dead, or about to be
             self._forget(worker)
+        worker.heard = time.monotonic()
         worker.connections -= said.count(CLOSED)
         if READY in said:
             worker.ready = self._ever_ready = True
@@ -164,6 +176,24 @@ class Dealer:
             worker.connections += 1
             worker.dealt += 1
             return
+
+    def _hear_anew(self) -> None:
+        """Every worker has its time again."""
+        for worker in self._workers:
+            worker.heard = time.monotonic()
+
+    def _end_hanging(self) -> None:
+        """Aborts a worker whose loop stands still, so that it tells where on stderr; kills one that does not heed that."""
+        now = time.monotonic()
+        for worker in [w for w in self._workers if w.heard and now - w.heard > self._hangs_s]:
+            if not worker.aborted:
+                _log.error("worker hangs", extra={"fields": {"pid": worker.process.pid, "seconds": round(now - worker.heard)}})
+                worker.process.send_signal(signal.SIGABRT)
+                worker.aborted = True
+                self._forget(worker)
+                self._accept_or_not()
+            elif now - worker.heard > 1.25 * self._hangs_s:
+                worker.process.kill()
 
     def _bury(self) -> None:
         """Starts a new worker for each that has died."""

@@ -1,13 +1,14 @@
 """A worker: answers on the connections that deal.py hands to it, in one thread, until it is told to end or its parent is gone.
 
 ``python -m serving.server.worker MODULE:FACTORY FD``; FD is one end of a pair of sockets. It receives a connection with each
-byte that comes, says ``READY`` once it can answer and ``CLOSED`` for each connection that ended.
+byte that comes, says ``READY`` once it can answer, ``ALIVE`` every second, ``CLOSED`` for each connection that ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import importlib
 import logging.config
 import signal
@@ -19,7 +20,7 @@ from typing import Any, cast
 from uvicorn import Config, Server
 
 from serving.logs import log_config
-from serving.server.deal import CLOSED, READY
+from serving.server.deal import ALIVE, CLOSED, READY
 from serving.server.protocol import Connection, Later
 
 GRACE_S = 8.0
@@ -71,6 +72,8 @@ class Worker(Server):
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 connection.sweep(now)  # type: ignore[union-attr]
+            with contextlib.suppress(OSError):  # the parent is gone, or has not listened for long
+                self._channel.send(ALIVE)
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
@@ -116,6 +119,7 @@ class Worker(Server):
 
 def run(factory: str, fd: int) -> None:
     """Serves until it is told to end."""
+    faulthandler.enable()
     logging.config.dictConfig(log_config())
     sys.setswitchinterval(SWITCH_S)
     module, _, name = factory.partition(":")
