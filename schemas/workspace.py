@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DAY_MICROS = 86_400_000_000
+_READ_ONLY = (errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,22 @@ class Workspace:
         write_atomically(self._clock_file, json.dumps({**clock, "frozen_at": midnight}).encode())
         return midnight
 
-    def run_clock(self) -> None:
-        """From now on the wall clock counts: live events are coming in."""
+    def run_clock(self) -> bool:
+        """From now on the wall clock counts: live events are coming in.
+
+        Returns:
+          False for a frozen clock in a folder that this process may only read: somebody else has to.
+        """
         clock = self._clock()
-        if not clock.get("runs"):
+        if clock.get("runs"):
+            return True
+        try:
             write_atomically(self._clock_file, json.dumps({**clock, "runs": 1}).encode())
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            return not clock
+        return True
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -3,8 +3,9 @@ every worker's overlay.
 
 The workers of the API do it, because each needs the new items in its memory anyway, and they run whenever anything can ask for
 them; the lake gets the same upserts once a minute and the nightly job writes the entries again, equal. On a machine one worker
-at a time writes, the one that holds a lock; it keeps its place in the store, so that whoever is next goes on there. A write is
-a whole entry under its updated_at: written twice, or late, it changes nothing.
+at a time writes, the one that holds a lock (of servers that can only read their workspace one each); it keeps its place in the
+store, so that whoever is next goes on there. A write is a whole entry under its updated_at: written twice, or late, it changes
+nothing.
 """
 
 from __future__ import annotations
@@ -65,13 +66,14 @@ class Follower:
     Args:
       log: URI of the event log that they lie beside. They need not be there yet.
       store: URI of the store.
-      lock: file whose lock makes one process of a machine the writer.
+      locks: files whose lock makes one process of a machine the writer: the first that can be opened and locked. Where none
+        can, this one only reads.
       on_items: called in the thread with the newest upserts of items.
     """
 
-    def __init__(self, log: str, store: str, lock: Path, on_items: Callable[[Sequence[ItemUpsert]], None]) -> None:
+    def __init__(self, log: str, store: str, locks: Sequence[Path], on_items: Callable[[Sequence[ItemUpsert]], None]) -> None:
         self.state = Following()
-        self._uri, self._lock_path = store, lock
+        self._uri, self._lock_paths = store, locks
         self._lock: IO[bytes] | None = None
         self._logs = {kind: _Tail(side_uri(log, f"{kind}s"), kind) for kind in KINDS}
         self._on_items = on_items
@@ -116,9 +118,10 @@ class Follower:
     def _step(self) -> None:
         """Writes what waits, then reads on."""
         if not self.state.writes and self._locked():
+            places = {kind: self._place(tail.uri, kind) for kind, tail in self._logs.items()}
             self.state.writes = True
             for kind, tail in self._logs.items():
-                tail.go_back(self._place(tail.uri, kind))
+                tail.go_back(places[kind])
         for kind in list(self._waiting):
             self._write(kind)
         there = False
@@ -170,14 +173,25 @@ class Follower:
             self._store = None
 
     def _locked(self) -> bool:
-        if self._lock is None:
-            self._lock_path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._lock_path.open("wb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        if self._lock is not None:
+            return True
+        for path in self._lock_paths:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = path.open("wb")
+            except OSError:  # a folder that can only be read
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                return False
+            except OSError:  # a file system without locks
+                lock.close()
+                continue
+            self._lock = lock
+            return True
+        return False
 
 
 class _Tail:

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     except StoreError as error:
         raise UserError(f"--store: {error}; --no-store does without") from error
-    config.workspace.run_clock()
+    config.workspace.run_clock()  # one that can only be read is no hindrance: no clock is asked here
     listening = _listen(args.host, args.port, BACKLOG)
     settings = CollectorSettings(uri, store, args.partitions, args.linger_ms, args.max_waiting, tuple(args.cors_origin))
     os.environ.update(settings.to_env())

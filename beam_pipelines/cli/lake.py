@@ -13,6 +13,8 @@ serve' showed with the feature values it used, goes to the table served.
 
 Ctrl-C or SIGTERM commits what was read, then ends. A log or a lake that is away is waited for.
 
+A workspace whose clock an import stopped has the wall clock again once this follows a log (without --until-end).
+
 This is a process of its own beside 'beamrec stream': a lake that is away delays no feature, and a stream that is stopped no
 lake. Both read the log by their own offsets.
 
@@ -60,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    if not args.until_end:
+        config.workspace.run_clock()
     with Stage(f"lake from {args.log.partition('?')[0]}", quiet=config.quiet) as stage:
 
         def committed(written: Written) -> None:

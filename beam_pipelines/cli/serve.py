@@ -104,11 +104,11 @@ def run(args: argparse.Namespace) -> int:
         config.store, config.workspace.root, args.log_requests, args.log, _absolute(args.policies), keys, anonymous,
         args.anonymous_rate, _absolute(args.bundles), args.stream_job, args.workers, not args.no_events, args.partitions,
         tuple(args.cors_origin), mask, folder)
-    if args.log and not args.no_events:
-        config.workspace.run_clock()
     os.environ.update(settings.to_env())
     logging.config.dictConfig(log_config())
     log = logging.getLogger(LOGGER)
+    if args.log and not args.no_events and not config.workspace.run_clock():
+        log.warning("the workspace can only be read, and its clock stands at the end of an import: 'beamrec lake' starts it")
     log.info("listening", extra={"fields": {"url": f"http://{args.host}:{port}"}})
     if keys is None and "admin" in anonymous:
         log.warning("everybody on this machine may do everything: there are no keys ('beamrec keys add' makes one)")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.workspace import Workspace
@@ -92,7 +93,7 @@ class State:
                 self.collector.open()
             self.truth = Truth(beside(settings.log, "served", max(settings.partitions, settings.workers)), self.counters.truth)
             self.truth.start()
-            self.follower = Follower(settings.log, settings.store, self.workspace.root / "follow.lock", self._add_items)
+            self.follower = Follower(settings.log, settings.store, self._locks(), self._add_items)
             self.follower.start()
         self.trends = Trends(self.store, self.clock, self._set_trending, settings.stream_job)
         await self.recommender.open()
@@ -102,6 +103,10 @@ class State:
             _log.info("worker started", extra={"fields": {"state": self.recommender.check()}})
         except NothingPublishedError as reason:
             _log.warning("worker started without recommendations", extra={"fields": {"detail": str(reason)}})
+
+    def _locks(self) -> list[Path]:
+        """Where one worker becomes the one that writes: in the workspace or, if that can only be read, among this server's."""
+        return [folder / "follow.lock" for folder in (self.workspace.root, self.settings.run) if folder is not None]
 
     def _add_items(self, upserts: Sequence[ItemUpsert]) -> None:
         """Shows new items, and hides removed ones, from now on; called in the follower's thread."""

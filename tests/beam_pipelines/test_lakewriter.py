@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.io.lakewriter import committed_offsets, write_lake
 from schemas.arrow import arrow_schema
-from schemas.workspace import DAY_MICROS
+from schemas.workspace import DAY_MICROS, Workspace
 from serving.eventlog import LogError, open_log
 from transforms.records import pack
 
@@ -85,6 +86,20 @@ def test_told_to_stop_it_commits_what_it_has_read(tmp_path: Path, uri: str) -> N
     threading.Timer(1.5, stop.set).start()
     written = write_lake(lake, uri, every_s=3600, stop=stop)
     assert written.commits == 1 and ids(lake) == list("abcdefg")
+
+
+def test_following_a_log_starts_a_clock_that_an_import_stopped(tmp_path: Path, uri: str) -> None:
+    space = Workspace(tmp_path / "w")
+    space.freeze_after(DAY)
+    command = [sys.executable, "-m", "beam_pipelines.cli.main", "lake", "--log", uri, "--quiet", "--workspace", str(space.root)]
+    subprocess.run([*command, "--until-end"], check=True)
+    assert space.is_frozen  # an old log that is read once is no live one
+    with subprocess.Popen(command) as following:
+        deadline = time.monotonic() + 60
+        while space.is_frozen and time.monotonic() < deadline:
+            time.sleep(0.05)
+        following.terminate()
+    assert following.returncode == 0 and not space.is_frozen
 
 
 def test_many_commits_leave_few_files(tmp_path: Path) -> None:

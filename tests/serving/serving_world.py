@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -68,11 +69,12 @@ class World:
 
 
 class Server:
-    """``beamrec serve`` in a process of its own on a free port."""
+    """``beamrec serve`` in a process of its own on a free port; ``within`` is a command that runs it."""
 
-    def __init__(self, workspace: Path, *flags: str) -> None:
+    def __init__(self, workspace: Path, *flags: str, within: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "beam_pipelines.cli.main", "serve", "--port", "0", "--workspace", str(workspace), *flags],
+            [*within, sys.executable, "-m", "beam_pipelines.cli.main", "serve", "--port", "0", "--workspace", str(workspace),
+             *flags],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -1,10 +1,13 @@
 """Items and users as they are PUT: in the store and in the overlay within seconds, by one writer, across restarts."""
 
 import time
+from pathlib import Path
 
 import pytest
+from serving_world import NOW
 
 from schemas.keys import ITEM, USER, row_key
+from schemas.workspace import Workspace
 from serving.catalogue import Catalogue, decode_user
 from serving.eventlog import open_log, side_uri
 from serving.follow import Follower, grown
@@ -35,11 +38,11 @@ def scene(world, tmp_path):
                 log.append(number % 2, [record], time.time_ns() // 1000)
             log.close()
 
-        def follow(self):
+        def follow(self, locks=(world.workspace.root / "follow.lock",)):
             def add(upserts):
                 self.overlay = grown(self.overlay, upserts)
 
-            follower = Follower(self.log, world.uri, world.workspace.root / "follow.lock", add)
+            follower = Follower(self.log, world.uri, locks, add)
             follower.start()
             started.append(follower)
             return follower
@@ -154,3 +157,25 @@ def test_an_item_put_over_http_is_in_the_store_of_that_server_within_seconds(sce
         until(lambda: scene.title("new") == "Brand new")
         assert time.monotonic() - began < 5
         until(lambda: "new" in app.state.recommender.fresh.overlay.items)
+
+
+def test_a_server_that_can_only_read_its_workspace_starts_and_brings_new_items_to_the_store(scene, world, tmp_path, server_of,
+                                                                                           read_only):
+    world.put_list("ann", "v1", ["a", "b", "c"])
+    world.flip("v1")
+    mounted = Workspace(tmp_path / "mounted")
+    mounted.freeze_after(NOW - 1)
+    server = server_of(mounted.root, "--store", world.uri, "--log", f"{scene.log}?partitions=1", within=read_only(mounted.root))
+    assert server.items() == ["a", "b", "c"]
+    assert any("can only be read" in line and "beamrec lake" in line for line in server.log)
+    assert server.client.put("/v1/items/new", json={"title": "Brand new"}).status_code == 202
+    until(lambda: scene.title("new") == "Brand new")
+    assert server.stop() == 0
+    assert [path.name for path in mounted.root.iterdir()] == ["clock.json"]
+
+
+def test_without_a_lock_it_reads_on_and_leaves_the_writing_to_others(scene):
+    follower = scene.follow(locks=(Path("/proc/none/follow.lock"),))
+    scene.put("item", upsert("item", "a", 1_000_000, title="A"))
+    until(lambda: "a" in scene.overlay.items)
+    assert not follower.state.writes and not follower.state.trouble and scene.title("a") is None
