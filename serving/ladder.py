@@ -13,7 +13,9 @@ Every read is guarded by the breaker of its dependency: while that is open the t
 
 from __future__ import annotations
 
+import resource
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from models.inference.bundle import EVERYBODY, Bundle
-from schemas.cells import CellError, RankedList
+from schemas.cells import CellError, RankedList, encode_recs
 from schemas.keys import list_key
 from serving.breaker import Breaker, State
 from serving.bundles import Bundles
@@ -37,6 +39,8 @@ ANYONE = ""
 """User id under which the recommend job writes the popular list."""
 POPULAR_SECONDS = 60
 """A popular list says of itself that it is good for so long."""
+KEPT_NEAR = 5_000
+"""Lists around items that a worker keeps, of some 3 kB each."""
 
 
 class NothingPublishedError(RuntimeError):
@@ -77,8 +81,8 @@ class Found:
 
 
 class Make(Protocol):
-    """Makes a list at a request; None where nothing is known that one could be made from. Raises ValueError or OSError where
-    the index is broken."""
+    """Makes a list at a request, of a user or around the items asked for; None where nothing is known that one could be made
+    from. Raises ValueError or OSError where the index is broken."""
 
     def __call__(self, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> RankedList | None:
         """``now`` in microseconds."""
@@ -99,15 +103,16 @@ class Ladder:
     Args:
       bundles: of the versions that are served.
       breakers: ``lists`` guards the store's lists, ``index`` what is made on demand.
-      make: makes lists on demand.
-      budget: of time for that.
+      make: makes lists on demand; around: makes what lies around the items asked for.
+      budget: of time for both.
     """
 
-    def __init__(self, store: LadderStore, bundles: Bundles, breakers: Breakers, make: Make,
+    def __init__(self, store: LadderStore, bundles: Bundles, breakers: Breakers, make: Make, around: Make,
                  budget: Budget | None = None) -> None:
-        self._store, self._bundles, self._breakers, self._make = store, bundles, breakers, make
+        self._store, self._bundles, self._breakers, self._make, self._around = store, bundles, breakers, make, around
         self._budget = budget or Budget()
         self.made = MadeLists(store)
+        self._near: OrderedDict[tuple[str, str, tuple[str, ...]], RankedList] = OrderedDict()  # by version, context and items
         self.counts = Counts()
         self._popular: dict[tuple[str, str], RankedList] = {}  # by surface and version, of versions without a bundle
         self._bundled: dict[tuple[str, str], RankedList] = {}  # by version and segment
@@ -204,44 +209,64 @@ class Ladder:
                    now: int) -> RankedList | None:
         if not ask.user_id:
             return None
-        kept = self.made.get(choice.version, choice.surface, ask.user_id, now)
+        kept = self.made.get(choice.version, policy.name, ask.user_id, now)
         if kept is not None:
             return kept
         bundle = self._bundles.get(choice.version)
         if bundle is None or signals.missing:
             return None
-        recs = self.make(ask, signals, bundle, policy, now)
+        recs = self._guarded(self._make, ask, signals, bundle, policy, now)
         if recs is None or not len(recs.item_ids):
             return None
-        self.made.put(choice.version, choice.surface, ask.user_id, recs, write=not found.lost)
+        # a list made for a context that reads another surface's lists expires as its own policy says: the others never see it
+        write = policy.name == choice.surface and not found.lost
+        self.made.put(choice.version, policy.name, ask.user_id, recs, write)
         return recs
 
     def around(self, ask: Ask, choice: Choice, signals: Signals, policy: ContextPolicy, now: int) -> Candidates | None:
-        """What lies around the items asked for; None where nothing does, or it cannot be made now."""
+        """What lies around the items asked for, the same for everybody and kept as long as the policy says; None where nothing
+        does, or it cannot be made now."""
+        key = choice.version, policy.name, ask.item_ids
+        kept = self._near.get(key)
+        if kept is not None and kept.generated_at <= now < kept.expires_at:
+            self._near.move_to_end(key)
+            return Candidates(kept, choice.version, "on_demand", True)
         bundle = self._bundles.get(choice.version)
-        recs = self.make(ask, signals, bundle, policy, now) if bundle is not None else None
-        return Candidates(recs, choice.version, "on_demand", True) if recs is not None and len(recs.item_ids) else None
+        recs = self._guarded(self._around, ask, signals, bundle, policy, now) if bundle is not None else None
+        if recs is None or not len(recs.item_ids):
+            return None
+        self._near[key] = recs = read_listed(encode_recs(recs))  # packed: a tenth of the memory, and ranked in one call
+        self._near.move_to_end(key)
+        if len(self._near) > KEPT_NEAR:
+            self._near.popitem(last=False)
+        return Candidates(recs, choice.version, "on_demand", True)
 
-    def make(self, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> RankedList | None:
+    def _guarded(self, make: Make, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy,
+                 now: int) -> RankedList | None:
         """A list made now, guarded by the index's breaker and the budget; None where that cannot be."""
         if not self._budget.allows():
             self.counts.on_demand_refused += 1
             return None
         if not self._breakers.index.allows():
             return None
-        started = time.perf_counter()
+        started, read = time.perf_counter(), _pages_read()
         try:
-            recs = self._make(ask, signals, bundle, policy, now)
+            recs = make(ask, signals, bundle, policy, now)
         except (OSError, ValueError, RuntimeError, MemoryError):  # the index is broken; lists made ahead are not
             self._breakers.index.failed()
             return None
         took = time.perf_counter() - started
         self._budget.spent(took)
-        if took > policy.deadline("on_demand"):
+        if took > policy.deadline("on_demand") and _pages_read() > read:  # what one ask computes is no fault of the index
             self._breakers.index.failed()
         else:
             self._breakers.index.ok()
         return recs
+
+
+def _pages_read() -> int:
+    """Pages that this thread waited for a disk for."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
 def popular_list(bundle: Bundle, segment: str, now: int) -> RankedList:

@@ -91,7 +91,7 @@ class Recommender:
         self.breakers = Breakers.make(_breaker_changed)
         self.bundles = Bundles(folder, _tell, partial(warm_up, self.policies) if warm else None)
         self.versions = Versions(store, self.bundles, tuple(self.policies.contexts), prepare=self._prepare)
-        self.ladder = Ladder(store, self.bundles, self.breakers, make_list or self._make)
+        self.ladder = Ladder(store, self.bundles, self.breakers, make_list or self._make, self._around)
 
     async def open(self) -> None:
         """Reads the pointers and loads their bundles; a store that is away does not keep a worker from starting."""
@@ -253,9 +253,10 @@ class Recommender:
         return answer
 
     def _make(self, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> RankedList | None:
-        if policy.candidates != "list" and ask.item_ids:
-            return around(ask, policy, bundle, now, self.fresh.overlay)
         return make(ask, signals, bundle, now, self.fresh, seconds=policy.cache_seconds)
+
+    def _around(self, ask: Ask, signals: Signals, bundle: Bundle, policy: ContextPolicy, now: int) -> RankedList | None:
+        return around(ask, policy, bundle, now, self.fresh.overlay)
 
     async def _prepare(self, surface: str, active: Active) -> None:
         await self.ladder.keep_popular(surface, active)

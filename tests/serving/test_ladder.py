@@ -12,6 +12,7 @@ from serving_world import DAY, NOW
 
 from schemas.cells import RankedList, decode_recs
 from schemas.keys import hash64, list_key
+from serving import ladder
 from serving.ladder import NothingPublishedError
 from serving.made_lists import Budget
 from serving.ranking import policy
@@ -232,6 +233,81 @@ def test_a_real_list_on_demand_for_who_has_history_but_no_list(published):
             answer = await recommender.recommend(Ask("cat"))
             assert answer.candidates.tier == "on_demand" and len(set(ids_of(answer))) == 20 and "i4" not in ids_of(answer)
             assert "because_you_watched" in answer.ranked.reasons
+
+    run(drill())
+
+
+CAT = Signals(known=True, history=[("i4", 2.0), ("i8", 2.0)], history_days=[0.1, 0.2])
+
+
+def test_a_list_made_for_another_context_is_not_the_surfaces_list(published):
+    async def drill():
+        async with opened(published, read_signals=Signalled(cat=CAT)) as (recommender, _):
+            email = (await recommender.recommend(Ask("cat", "email"))).candidates
+            assert email.tier == "on_demand" and email.recs.expires_at == NOW + 86_400_000_000
+            await recommender.ladder.made.close()
+            homepage = (await recommender.recommend(Ask("cat"))).candidates
+            assert homepage.tier == "on_demand" and homepage.recs.expires_at == NOW + 300_000_000
+            assert (await recommender.recommend(Ask("cat", "email"))).candidates.recs is email.recs
+            await recommender.ladder.made.close()
+        cell = published.store.read_lists([list_key("cat", "homepage")], "v2")[0]
+        assert decode_recs(cell.value).expires_at == NOW + 300_000_000
+
+    run(drill())
+
+
+def test_a_list_around_items_that_is_refused_never_becomes_the_users_list(published):
+    answers = [False, True]
+
+    class Busy(Budget):
+        def allows(self):
+            return answers.pop(0) if answers else True
+
+    async def drill():
+        async with opened(published, read_signals=Signalled(cat=CAT)) as (recommender, _):
+            recommender.ladder._budget = Busy()
+            for context in ("item", "homepage"):
+                answer = await recommender.recommend(Ask("cat", context, ("i3",) if context == "item" else ()))
+                assert answer.candidates.tier == "on_demand"
+                assert "similar_item" not in answer.candidates.recs.reasons
+
+    run(drill())
+
+
+@pytest.mark.parametrize(("pages", "state"), [(0, "closed"), (3, "open")])
+def test_what_one_ask_computes_is_no_failure_of_the_index_but_waiting_for_its_disk_is(published, monkeypatch, pages, state):
+    read = [0]
+    monkeypatch.setattr(ladder, "_pages_read", lambda: read[0])
+
+    def slow(ask, signals, bundle, how, now):
+        time.sleep(0.09)
+        read[0] += pages
+
+    async def drill():
+        async with opened(published, make_list=slow, read_signals=Signalled(cat=CAT)) as (recommender, _):
+            recommender.ladder._budget = Budget(burst_s=60)
+            for _ in range(4):
+                await recommender.recommend(Ask("cat"))
+            assert recommender.breakers.index.state == state
+
+    run(drill())
+
+
+def test_lists_around_items_are_kept_as_long_as_the_policy_says_for_everybody(published):
+    async def drill():
+        async with opened(published, read_signals=Signalled()) as (recommender, _):
+            made, whole = [], recommender.ladder._around
+            recommender.ladder._around = lambda *given: made.append(given) or whole(*given)
+            first = await recommender.recommend(Ask("ann", "item", ("i3",)))
+            again = await recommender.recommend(Ask("bob", "item", ("i3",)))
+            assert len(made) == 1 and ids_of(first) == ids_of(again) and again.candidates.tier == "on_demand"
+            for context, items in (("item", ("i4",)), ("cart", ("i3",))):
+                await recommender.recommend(Ask("ann", context, items))
+            assert len(made) == 3
+            choice, item = recommender.choose(Ask("ann", "item")), recommender.policy("item")
+            for later, calls in ((599, 3), (600, 4)):
+                recommender.ladder.around(Ask("ann", "item", ("i3",)), choice, Signals(), item, NOW + later * 1_000_000)
+                assert len(made) == calls
 
     run(drill())
 
