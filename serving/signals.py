@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,8 @@ from serving.ranking.model import Hidden, Signals, Touched
 from serving.signal_values import NUMBERS, RING_NAMES, STATS, USER_FEATURES, AtOnce, Each, Sources, Values
 from serving.stores.aio import AsyncSqliteStore, AsyncStore
 from serving.stores.base import ANY, Cell, Family
+from serving.stores.sqlite_row import RowRead, Wanted
+from serving.stores.streamed import stamp_of
 from serving.user_kernel import (
     ITEM_SCORES,
     ITEMS,
@@ -47,6 +49,7 @@ from serving.user_kernel import (
     OPEN,
     PAIRS,
     RANKED,
+    STAMP_BYTES,
     read_cells,
 )
 
@@ -62,7 +65,17 @@ _NAMES_DIFFER = len(set(NUMBERS)) == len(NUMBERS)
 _NO_SEGMENT = USER_FEATURES["segment"].default or 0.0
 _STREAMED = frozenset(("user_panes", "user_day", "user_session", "user_preference", "user_recent"))
 _COUNTED = ("user_panes", "user_day", "user_session", "user_preference")
-_NO_CELLS = [None] * len(_COUNTED)
+_RECENT_ITEMS = USER_FEATURES["recent_items"]
+
+_ROW = Wanted.of(_WANTED)
+_STATS, _CONSUMED, _AFFINITY, _PUTS, _USER = (
+    (_ROW.families.index(family), group) for family, group in (
+        ("batch", "user_stats"), ("batch", "user_consumed"), ("batch", "user_affinity"), ("batch", PUTS), ("meta", USER_GROUP)))
+_BATCH_IN_ROW = frozenset((_ROW.families.index("batch"), group) for group in _WANTED["batch"])
+_STREAMED_IN_ROW = frozenset(group.encode() for group in _STREAMED)
+_COUNTED_IN_ROW, _SUPPRESSED = [group.encode() for group in _COUNTED], SUPPRESSED.encode()
+_NO_CELLS, _NO_STAMP = [b""] * len(_COUNTED), bytes(STAMP_BYTES)
+"""Where groups are in a RowRead; what stands for cells that are not there, and before those that have no timestamp."""
 
 
 @functools.cache
@@ -74,7 +87,7 @@ def _plan() -> npt.NDArray[np.int64]:
     events = len(RING_NAMES["user_day"])
     plan = np.array([len(STATS), events, panes.step, panes.size, day.step, day.size, SESSION_GAP, LAYOUT, DECAY_PANES,
                      *(f.ttl for f in STATS), *DECAY], np.int64)
-    read_cells(np.frombuffer(b"\0", np.uint8), -1, -1, -1, -1, -1, -1, 0, 0, 0, plan)
+    read_cells(np.frombuffer(b"\0", np.uint8), -1, -1, 0, 0, 0, 0, 0, 0, 0, plan)
     return plan
 
 
@@ -106,22 +119,46 @@ class SignalReader:
                              timeout: float) -> tuple[Signals | None, Cell | None] | None:
         """``read``, and a list of a version, in one round; signals None where a cell is broken, None for both where the user
         has too many cells for that. Raises StoreError."""
-        status = await self._status.fetch(store, timeout)
-        found = store.read_user(row_key(USER, user_id), _WANTED, list_row, version, timeout)
+        status = await self._status.fetch(store, timeout) if self._status.is_old else self._status.status
+        found = store.read_user(row_key(USER, user_id), _ROW, list_row, version, timeout)
         if found is None:
             return None
         try:
-            return signals_of(found[0], status, now), found[1]
+            return signals_of_row(found, status, now), found.listed
         except CellError:
-            return None, found[1]
+            return None, found.listed
 
 
 def signals_of(cells: Mapping[Family, Mapping[str, Cell]], status: StreamStatus | None, now: int) -> Signals:
     """Signals from the cells of a user; raises CellError."""
-    batch, stream = cells["batch"], cells["stream"]
-    alive = status is not None and status.alive(USER_FEATURES["recent_items"], now)
+    batch, stream, user = cells["batch"], cells["stream"], cells["meta"].get(USER_GROUP)
+    alive = _is_alive(status, now)
     found = None if PUTS in batch or not _NAMES_DIFFER else _read_at_once(batch, stream, alive, now)
-    return _signals(cells, found or _read_each(batch, stream, alive, now), alive, now)
+    return _signals(found or _read_each(batch, stream, alive, now), functools.partial(_history, cells, alive, now),
+                    bool(batch), BATCH_ROW["user"] in batch, not _STREAMED.isdisjoint(stream),
+                    user.value if user is not None else None)
+
+
+def signals_of_row(row: RowRead, status: StreamStatus | None, now: int) -> Signals:
+    """signals_of(row.cells(), status, now), of which no more is made than it takes."""
+    held, streamed = row.held, row.streamed
+    stats, consumed, affinity, user = held.get(_STATS), held.get(_CONSUMED), held.get(_AFFINITY), held.get(_USER)
+    alive, found = _is_alive(status, now), None
+    if _PUTS not in held and _NAMES_DIFFER:
+        since = now - SUPPRESS_DAYS * DAY_MICROS
+        suppressed = [str(group[len(SUPPRESSED):], "utf-8") for group in streamed.keys() - _STREAMED_IN_ROW
+                      if group.startswith(_SUPPRESSED) and stamp_of(streamed[group]) >= since]
+        found = _compiled(stats and stats[2], stats[3] if stats else 0, consumed and consumed[2],
+                          [streamed.get(group, b"") for group in _COUNTED_IN_ROW] if alive else _NO_CELLS, suppressed,
+                          {"user_affinity": Cell(affinity[2], affinity[3])} if affinity else {}, now)
+    if found is None:
+        return signals_of(row.cells(), status, now)
+    return _signals(found, lambda: _history(row.cells(), alive, now), not _BATCH_IN_ROW.isdisjoint(held), stats is not None,
+                    not _STREAMED_IN_ROW.isdisjoint(streamed), user and user[2])
+
+
+def _is_alive(status: StreamStatus | None, now: int) -> bool:
+    return status is not None and status.alive(_RECENT_ITEMS, now)
 
 
 class _Found(NamedTuple):
@@ -133,21 +170,18 @@ class _Found(NamedTuple):
     preference: Mapping[str, float]
     segment: float
     values: Values
-    held: _Batch
 
 
-def _signals(cells: Mapping[Family, Mapping[str, Cell]], found: _Found, alive: bool, now: int) -> Signals:
-    batch, stream, meta = cells["batch"], cells["stream"], cells["meta"]
-    in_batch, in_stream = BATCH_ROW["user"] in batch, not _STREAMED.isdisjoint(stream)
-    user = meta.get(USER_GROUP)
+def _signals(found: _Found, history: Callable[[], list[tuple[str, float]]], any_batch: bool, has_stats: bool, in_stream: bool,
+             user: bytes | None) -> Signals:
     return Signals(
-        known=bool(batch) or in_stream,
+        known=any_batch or in_stream,
         hidden=found.hidden, suppressed=found.suppressed,
         session=found.session,
-        history=Touched(functools.partial(_history, stream.get("user_recent") if alive else None, found.held, now)),
+        history=Touched(history),
         preference=found.preference,
-        low_confidence=in_stream and not in_batch,
-        segment=SEGMENTS[int(found.segment)] if batch else "new" if in_stream else None,
+        low_confidence=in_stream and not has_stats,
+        segment=SEGMENTS[int(found.segment)] if any_batch else "new" if in_stream else None,
         attributes=_attributes(user) if user is not None else {},
         values=found.values, sources=Sources(found.values))
 
@@ -163,56 +197,52 @@ def _read_each(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found:
     return _Found(hidden, suppressed,
                   list(zip(session.items[0], session.items[2].tolist(), strict=True)) if session is not None else (),
                   _preference(stream.get("user_preference") if alive else None, held, now),
-                  held.segment if batch else 0.0, Each(batch, stream, puts, session, alive, now), held)
+                  held.segment if batch else 0.0, Each(batch, stream, puts, session, alive, now))
 
 
 def _read_at_once(batch: Cells, stream: Cells, alive: bool, now: int) -> _Found | None:
     """The same, compiled; None for cells that are broken or else not for it."""
     stats, consumed = batch.get("user_stats"), batch.get("user_consumed")
-    held = [stats, consumed, *([stream.get(group) for group in _COUNTED] if alive else _NO_CELLS)]
-    raw = b"".join([cell.value for cell in held if cell is not None])
+    counted = [b"" if cell is None else _NO_STAMP + cell.value for cell in map(stream.get, _COUNTED)] if alive else _NO_CELLS
+    return _compiled(None if stats is None else stats.value, 0 if stats is None else stats.timestamp,
+                     None if consumed is None else consumed.value, counted, _suppressed(stream, now), batch, now)
+
+
+def _compiled(stats: bytes | None, stats_at: int, consumed: bytes | None, counted: Sequence[bytes], suppressed: Sequence[str],
+              batch: Cells, now: int) -> _Found | None:
+    """What the bytes of cells say, ``counted`` those of _COUNTED behind their timestamps; None as _read_at_once."""
+    raw = b"".join((stats or b"", consumed or b"", *counted))
     if not raw:
         return None
-    suppressed = _suppressed(stream, now)
-    right, numbers, hashes, places, shares = read_cells(
-        np.frombuffer(raw, np.uint8), *[-1 if cell is None else len(cell.value) for cell in held],
-        0 if stats is None else stats.timestamp, now, len(suppressed), _plan())
+    right, numbers, hashes, places = read_cells(
+        np.frombuffer(raw, np.uint8), -1 if stats is None else len(stats), -1 if consumed is None else len(consumed),
+        *map(len, counted), stats_at, now, len(suppressed), _plan())
     if not right:
         return None
     at = places.tolist()
-    of_batch = _Batch(batch, {}, now)
     try:
-        if at[NAMES]:  # they are not used, but a broken cell is a broken cell
-            raw[at[NAMES] : at[NAMES_END]].decode()
-        preference = (_liked(raw, at, shares) if at[LIKED] else None) or _preference(None, of_batch, now)
+        for begin, end in ((NAMES, NAMES_END), (LIKED, LIKED_END)):  # not all are used, but a broken cell is a broken cell
+            if at[begin]:
+                raw[at[begin] : at[end]].decode()
+        ends, shares = at[PAIRS : PAIRS + 2 * at[RANKED]], numbers[len(NUMBERS):].tolist()
+        preference = {raw[a:b].decode(): share for a, b, share in zip(ends[::2], ends[1::2], shares, strict=False)}
     except UnicodeDecodeError:
         return None
     end = len(hashes) - at[ITEMS]
-    if suppressed:
-        hashes[end - len(suppressed) : end] = [hash64(item) for item in suppressed]
-    done = frozenset(suppressed)
-    hidden = Hidden(ListIds(consumed.value) if consumed is not None else (), done)
+    for place, item in enumerate(suppressed, end - len(suppressed)):
+        hashes[place] = hash64(item)
+    done, segment = frozenset(suppressed), numbers.item(_SEGMENT_AT)
+    hidden = Hidden(ListIds(consumed) if consumed is not None else (), done)
     hidden.hashes = hashes[:end]
-    segment = float(numbers[_SEGMENT_AT])
-    return _Found(hidden, done, _opened(raw, at, hashes[end:]) if at[OPEN] else (), preference,
-                  segment if 0 <= segment < len(SEGMENTS) else _NO_SEGMENT, AtOnce(numbers), of_batch)
+    return _Found(hidden, done, _opened(raw, at, hashes[end:]) if at[OPEN] else (),
+                  preference or _preference(None, _Batch(batch, {}, now), now),
+                  segment if 0 <= segment < len(SEGMENTS) else _NO_SEGMENT, AtOnce(numbers[: len(NUMBERS)]))
 
 
 def _suppressed(stream: Cells, now: int) -> list[str]:
     since = now - SUPPRESS_DAYS * DAY_MICROS
     return [group[len(SUPPRESSED):] for group, cell in stream.items()
             if group.startswith(SUPPRESSED) and cell.timestamp >= since]
-
-
-def _liked(raw: bytes, at: list[int], shares: npt.NDArray[np.float32]) -> dict[str, float]:
-    """Shares by name."""
-    low, text, end = at[LIKED], raw[at[LIKED] : at[LIKED_END]].decode(), PAIRS + 2 * at[RANKED]
-    places = zip(at[PAIRS:end:2], at[PAIRS + 1 : end : 2], strict=True)
-    if len(text) == at[LIKED_END] - low:
-        names = [text[a - low : b - low] for a, b in places]
-    else:
-        names = [str(raw[a:b], "utf-8") for a, b in places]
-    return dict(zip(names, shares.tolist(), strict=False))
 
 
 def _opened(raw: bytes, at: list[int], hashes: npt.NDArray[np.uint64]) -> Weighted:
@@ -263,9 +293,11 @@ class _Batch:
         return found if 0 <= found < len(SEGMENTS) else _NO_SEGMENT
 
 
-def _history(recent: Cell | None, held: _Batch, now: int) -> list[tuple[str, float]]:
+def _history(cells: Mapping[Family, Mapping[str, Cell]], alive: bool, now: int) -> list[tuple[str, float]]:
     """Items of both lists, newest first, each with its newest entry; of entries of one time the stream's."""
-    ids, times, scores = held.listed("last_items", "user_last_items")
+    batch, recent = cells["batch"], cells["stream"].get("user_recent") if alive else None
+    puts = decode_puts(batch[PUTS].value) if PUTS in batch else {}
+    ids, times, scores = _Batch(batch, puts, now).listed("last_items", "user_last_items")
     if recent is None:
         return list(zip(ids, scores.tolist(), strict=True))
     lately: Sequence[str]
@@ -293,9 +325,9 @@ def _preference(cell: Cell | None, held: _Batch, now: int) -> dict[str, float]:
     return dict(zip(kept, shares.tolist(), strict=True))
 
 
-def _attributes(cell: Cell) -> dict[str, str]:
+def _attributes(cell: bytes) -> dict[str, str]:
     """What the user said at sign-up: country and attributes; nothing where it cannot be read."""
-    user = decode_user(cell.value)
+    user = decode_user(cell)
     if user is None:
         return {}
     known = {name: value for name, value in (user.attributes or {}).items() if value is not None}

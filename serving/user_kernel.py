@@ -21,7 +21,6 @@ U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 U64 = npt.NDArray[np.uint64]
-F32 = npt.NDArray[np.float32]
 
 STATS, EVENTS, PANE, PANES, DAY, DAYS, GAP, LAYOUT, WINDOW, FIXED = range(10)
 """Places in a plan: numbers of the stats vector, event types, microseconds of a pane, panes of the ring, and so for days, the
@@ -30,7 +29,8 @@ then the decay per pane."""
 SESSION_NUMBERS = 6
 OPEN, ITEMS, ITEM_SCORES, NAMES, NAMES_END, LIKED, LIKED_END, RANKED, PAIRS = range(9)
 """Places in what is found: whether a session is open (0 or 1), its items, where their scores lie; where the names of its
-categories lie (0: they are ASCII), where those of the preference; how many are liked; where each of these lies, from and to."""
+categories lie (0: they are ASCII), and those of the preference; how many are liked; where each of these lies, from and to."""
+STAMP_BYTES = 8
 _BIG, _MANY = np.int64(1) << np.int64(53), 4096
 _SESSION_BYTES, _DECAYED_BYTES = 76, 12
 
@@ -161,8 +161,9 @@ def _before(raw: int, base: int, at: int, a: int, b: int) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def _preference(raw: int, at: int, size: int, count: int, now: int, plan: I64, found: I64, shares: F32) -> bool:
-    """Shares of the names with a score above 0, highest first, ties by name; False for a cell that is left to others."""
+def _preference(raw: int, at: int, size: int, count: int, now: int, plan: I64, found: I64, out: F64, to: int) -> bool:
+    """Shares, float32, of the names with a score above 0, highest first, ties by name; False for a cell that is left to
+    others."""
     end, ids = at + size, at + HEADER_BYTES + _DECAYED_BYTES
     if ids > end:
         return False
@@ -192,10 +193,12 @@ def _preference(raw: int, at: int, size: int, count: int, now: int, plan: I64, f
             place -= 1
         ranked[place] = i
         many += 1
-    found[LIKED], found[LIKED_END], found[RANKED] = base, behind, many
+    found[RANKED] = many
+    if not _is_ascii(raw, base, behind):
+        found[LIKED], found[LIKED_END] = base, behind
     for i in range(many):
         name = ranked[i]
-        shares[i] = np.float32(scores[name] / max(1, total))
+        out[to + i] = np.float32(scores[name] / max(1, total))
         found[PAIRS + 2 * i] = base + (_uint(raw, ids + 4 * (name - 1)) if name else 0)
         found[PAIRS + 2 * i + 1] = base + _uint(raw, ids + 4 * name)
     return True
@@ -203,30 +206,31 @@ def _preference(raw: int, at: int, size: int, count: int, now: int, plan: I64, f
 
 @numba.njit(cache=True, nogil=True)
 def read_cells(cells: U8, stats: int, consumed: int, panes: int, day: int, session: int, preference: int, stats_at: int,
-               now: int, room: int, plan: I64) -> tuple[bool, F64, U64, I64, F32]:
+               now: int, room: int, plan: I64) -> tuple[bool, F64, U64, I64]:
     """What a request needs of a user.
 
     Args:
-      cells: six of them, one behind the other; then the bytes of each, -1 for one that is not there.
+      cells: six of them, one behind the other, the last four behind STAMP_BYTES each; then the bytes of each, -1 for one of
+        the first two, 0 for one of the others that is not there.
       stats_at: timestamp of the first one; now: both in microseconds.
       room: hashes to leave room for, behind those of consumed items.
       plan: see STATS.
 
     Returns:
-      whether the cells could be read; numbers, NaN for none: stats, then counts of panes, of the day, then SESSION_NUMBERS;
-      hashes of consumed items, the room, hashes of the items of the open session; found (see OPEN); shares of the names that
-      are liked, highest first.
+      whether the cells could be read; numbers, NaN for none: stats, then counts of panes, of the day, then SESSION_NUMBERS,
+      and behind them the shares of the names that are liked, highest first; hashes of consumed items, the room, hashes of the
+      items of the open session; found (see OPEN).
     """
     raw = np.int64(cells.ctypes.data)
     events, liked, no_hashes = plan[EVENTS], 0, np.empty(0, np.uint64)
-    numbers = np.empty(plan[STATS] + 3 * events + SESSION_NUMBERS, np.float64)
+    if preference:
+        liked = _count(raw, len(cells) - preference + STAMP_BYTES, preference - STAMP_BYTES, DECAYED, plan[LAYOUT])
+    many, at = max(0, min(liked, _MANY)), 0
+    shares = plan[STATS] + 3 * events + SESSION_NUMBERS
+    numbers, found = np.empty(shares + many, np.float64), np.zeros(PAIRS + 2 * many, np.int64)
     for i in range(len(numbers)):
         numbers[i] = np.nan
-    if preference >= 0:
-        liked = _count(raw, len(cells) - preference, preference, DECAYED, plan[LAYOUT])
-    shares, at = np.empty(max(0, min(liked, _MANY)), np.float32), 0
-    found = np.zeros(PAIRS + 2 * len(shares), np.int64)
-    bad = False, numbers, no_hashes, found, shares
+    bad = False, numbers, no_hashes, found
     if not 0 <= liked <= _MANY:
         return bad
     if stats >= 0:
@@ -241,26 +245,27 @@ def read_cells(cells: U8, stats: int, consumed: int, panes: int, day: int, sessi
             return bad
         at = end
     to = plan[STATS]
-    if panes >= 0:
-        if not _ring(raw, at, panes, now, plan[PANE], plan[PANES], 2, plan, numbers, to):
+    if panes:
+        if not _ring(raw, at + STAMP_BYTES, panes - STAMP_BYTES, now, plan[PANE], plan[PANES], 2, plan, numbers, to):
             return bad
         at += panes
     to += 2 * events
-    if day >= 0:
-        if not _ring(raw, at, day, now, plan[DAY], plan[DAYS], 1, plan, numbers, to):
+    if day:
+        if not _ring(raw, at + STAMP_BYTES, day - STAMP_BYTES, now, plan[DAY], plan[DAYS], 1, plan, numbers, to):
             return bad
         at += day
     to += events
-    if session >= 0:
-        at_session = _session(raw, at, session, now, plan, numbers, to, found)
+    if session:
+        at_session = _session(raw, at + STAMP_BYTES, session - STAMP_BYTES, now, plan, numbers, to, found)
         if at_session < 0:
             return bad
         at += session
-    if preference >= 0 and not _preference(raw, at, preference, liked, now, plan, found, shares):
+    if preference and not _preference(raw, at + STAMP_BYTES, preference - STAMP_BYTES, liked, now, plan, found,
+                                      numbers, shares):
         return bad
     hashes = np.empty(count + room + found[ITEMS], np.uint64)
     for part in range(2):
         if not _hash_ids(cells, raw, at_session if part else at_ids, found[ITEMS] if part else count, hashes,
                          count + room if part else 0):
             return bad
-    return True, numbers, hashes, found, shares
+    return True, numbers, hashes, found

@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol, TypeVar
 from serving.stores import StoreUriError
 from serving.stores.base import Active, Cell, DeadlineError, Family, FeatureWrite, ListWrite, StoreError
 from serving.stores.sqlite import SqliteStore
+from serving.stores.sqlite_row import RowRead, Wanted
 
 __all__ = ["AsyncStore", "DeadlineError", "open_async"]
 
@@ -123,10 +124,15 @@ class AsyncSqliteStore:
         """See AsyncStore."""
         return self._read(lambda store: store.read_row(row, wanted), timeout)
 
-    def read_user(self, row: str, wanted: Mapping[Family, Sequence[str]], list_row: str, version: str,
-                  timeout: float | None = None) -> tuple[dict[Family, dict[str, Cell]], Cell | None] | None:
-        """read_row and read_lists of one row each, in one statement; None where that would read too much. Raises as they do."""
-        return self._read(lambda store: store.read_user(row, wanted, list_row, version), timeout)
+    def read_user(self, row: str, wanted: Wanted, list_row: str, version: str, timeout: float) -> RowRead | None:
+        """read_row and read_lists of one row each, in one round; None where that would read too much. Raises as they do."""
+        now = time.monotonic()
+        try:
+            if self._reader is None:
+                self._reader = self._open(now)
+            return self._reader.read_user(row, wanted, list_row, version, now, now + timeout)
+        except StoreError as error:
+            raise self._failed(error) from error.__cause__
 
     async def read_lists(self, rows: Sequence[str], version: str, timeout: float | None = None) -> list[Cell | None]:
         """See AsyncStore."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from serving.stores.base import ANY, MAX_PREFIX_CELLS, Active, Cell, Family, FeatureWrite, ListWrite, StoreError
+from serving.stores.base import MAX_PREFIX_CELLS, Active, Cell, Family, FeatureWrite, ListWrite, StoreError
 from serving.stores.columns import cell_columns
 from serving.stores.sqlite_file import FAMILIES, STREAM, SqliteFile
+from serving.stores.sqlite_row import Held, RowRead, Wanted, filter_of, table_of
 from serving.stores.wal import BACKSTOP_PAGES
 
 CHUNK_ROWS = 20_000
@@ -21,7 +23,7 @@ CHUNK_ROWS = 20_000
 PAGE_ROWS = 2_000
 READ_KEYS = 512
 WHOLE_CELLS = 256
-"""A row of fewer cells in a family is read whole; of a longer one only what is wanted."""
+"""A row of fewer cells is read whole; of a longer one only what is wanted."""
 
 # An older cell and an equal one change nothing; of two that differ at one timestamp the later write wins.
 _NEWEST = """ DO UPDATE SET timestamp = excluded.timestamp, value = excluded.value
@@ -38,13 +40,13 @@ class SqliteStore(SqliteFile):
 
     def read_features(self, rows: Sequence[str], family: Family, groups: Sequence[str]) -> list[dict[str, Cell]]:
         """See Store."""
-        named, prefixes = _filter(tuple(groups))
+        named, prefixes = filter_of(tuple(groups))
         if family == STREAM:
             distinct = list(dict.fromkeys(rows))
             until = self._connection().until[0]
             cells = dict(zip(distinct, self._streamed(seen=True).read(distinct, named, prefixes, until), strict=True))
             return [cells[row] for row in rows]
-        table = _table(family)
+        table = table_of(family)
         found: dict[str, dict[str, Cell]] = {row: {} for row in rows}
         if named:
             where_group = f'"group" IN ({_marks(len(named))})'
@@ -58,9 +60,9 @@ class SqliteStore(SqliteFile):
 
     def read_row(self, row: str, wanted: Mapping[Family, Sequence[str]]) -> dict[Family, dict[str, Cell]]:
         """Cells of one row in several families, as read_features has them."""
-        whole = self.read_user(row, wanted)
+        whole = self.read_user(row, Wanted.of(wanted))
         if whole is not None:
-            return whole[0]
+            return whole.cells()
         found: dict[Family, dict[str, Cell]] = {}
         for family, groups in wanted.items():
             if family == STREAM:
@@ -73,33 +75,25 @@ class SqliteStore(SqliteFile):
             found[family] = {group: Cell(value, timestamp) for group, value, timestamp in self._read(sql, keys)}
         return found
 
-    def read_user(self, row: str, wanted: Mapping[Family, Sequence[str]], list_row: str = "",
-                  version: str = "") -> tuple[dict[Family, dict[str, Cell]], Cell | None] | None:
-        """read_row, and a list of a version, by one statement beside family ``stream``: all that the row has is read, one seek
-        a family, and what is not wanted is left out. None for a row of WHOLE_CELLS or more in a family."""
-        families: tuple[Family, ...] = tuple(family for family in wanted if family != STREAM)
-        sql = _whole_statement(families, bool(version))
-        rows = self._read(sql, (row, version, list_row) if version else (row,)) if sql else []
-        if len(rows) >= WHOLE_CELLS and any(sum(r[0] == n for r in rows) >= WHOLE_CELLS for n in range(len(families))):
-            return None
-        found: dict[Family, dict[str, Cell]] = {family: {} for family in wanted}
-        taken = [(found[family], *_filter(tuple(wanted[family]))) for family in families]
-        listed = None
-        for number, group, value, timestamp in rows:
-            if number < 0:
-                listed = Cell(value, timestamp)
-                continue
-            cells, names, prefixes = taken[number]
-            if group in names or (prefixes and group.startswith(prefixes)):
-                cells[group] = Cell(value, timestamp)
-        if STREAM in wanted:
-            streamed = self._streamed(seen=bool(sql)).row(row, WHOLE_CELLS)
-            if len(streamed) >= WHOLE_CELLS:
+    def read_user(self, row: str, wanted: Wanted, list_row: str = "", version: str = "", now: float = math.inf,
+                  until: float | None = None) -> RowRead | None:
+        """All that a row has, and a list of a version: one seek a family, in one statement but for family ``stream``. None for
+        a row of WHOLE_CELLS or more. ``now``: see SEEN_S; ``until``: see ``limit``."""
+        connection, sql = self._connection(now), wanted.with_list if version else wanted.sql
+        held: dict[tuple[int, str], Held] = {}
+        if until is not None:
+            connection.until[0] = until
+        if sql:
+            try:
+                cursor = connection.execute(sql, (row, version, list_row) if version else (row,))
+                held = {found[:2]: found for found in cursor.fetchmany(WHOLE_CELLS)}
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
+            if len(held) == WHOLE_CELLS:
+                cursor.close()
                 return None
-            names, prefixes = _filter(tuple(wanted[STREAM]))
-            found[STREAM] = {group: Cell(value, timestamp) for group, timestamp, value in streamed
-                             if group in names or (prefixes and group.startswith(prefixes))}
-        return found, listed
+        streamed = self._streamed(seen=True).row(row, WHOLE_CELLS) if STREAM in wanted.families else {}
+        return RowRead(wanted, held, streamed) if streamed is not None else None
 
     def _read_prefixes(self, found: dict[str, dict[str, Cell]], table: str, prefixes: Sequence[str]) -> None:
         """Adds to ``found`` the newest cells whose group begins with a prefix: one range of the key per row."""
@@ -119,7 +113,7 @@ class SqliteStore(SqliteFile):
             for w in chunk:
                 by_family.setdefault(w.family, []).append((w.row, w.group, w.cell.timestamp, w.cell.value))
             for family, cells in by_family.items():
-                _table(family)
+                table_of(family)
                 cells.sort(key=_key)  # neighbours share pages; the sort is stable, so the later of equals stays later
             if streamed := by_family.pop(STREAM, None):
                 self._streamed().write(streamed)
@@ -135,7 +129,7 @@ class SqliteStore(SqliteFile):
         if family == STREAM:
             return self._streamed().change(row, group, change)
         with self._transaction() as connection:
-            sql = f'SELECT value, timestamp FROM {_table(family)} WHERE "row" = ? AND "group" = ?'
+            sql = f'SELECT value, timestamp FROM {table_of(family)} WHERE "row" = ? AND "group" = ?'
             found = connection.execute(sql, (row, group)).fetchone()
             new = change(Cell(*found) if found else None)
             _put_features(connection, family, [(row, group, new.timestamp, new.value)])
@@ -143,7 +137,7 @@ class SqliteStore(SqliteFile):
 
     def write_cells(self, family: Family, cells: pa.RecordBatch) -> int:
         """See Store."""
-        _table(family)
+        table_of(family)
         if family == STREAM:
             self._streamed().write_columns(cells)
             return cells.num_rows
@@ -233,7 +227,7 @@ class SqliteStore(SqliteFile):
         """See Store."""
         if family == STREAM:
             return self._streamed().scan(group)
-        sql = (f'SELECT "row", value, timestamp FROM {_table(family)} WHERE "group" = ? AND "row" > ?'
+        sql = (f'SELECT "row", value, timestamp FROM {table_of(family)} WHERE "group" = ? AND "row" > ?'
                f' ORDER BY "row" LIMIT {PAGE_ROWS}')
         return self._scan(sql, group)
 
@@ -244,7 +238,7 @@ class SqliteStore(SqliteFile):
             yield from self._streamed().stamps(low, high)
             return
         if table == "features":
-            where, group = f'{_table(name)} WHERE ?1 = ?1', '"group"'
+            where, group = f'{table_of(name)} WHERE ?1 = ?1', '"group"'
         else:
             where, group = "recommendations WHERE version = ?1", "''"
         last, after = low, ""
@@ -281,26 +275,11 @@ _LAST = "\U0010ffff"
 """No other character sorts after it, neither here nor in UTF-8."""
 
 
-@functools.lru_cache(maxsize=64)
-def _whole_statement(families: tuple[str, ...], listed: bool) -> str:
-    """Cells of a row (?1) of some families, numbered; with a list of a version (?2, ?3), number -1."""
-    parts = ["SELECT -1, '', value, timestamp FROM recommendations WHERE version = ?2 AND \"row\" = ?3"] if listed else []
-    parts += [f'SELECT * FROM (SELECT {n}, "group", value, timestamp FROM {_table(family)} WHERE "row" = ?1'
-              f" LIMIT {WHOLE_CELLS})" for n, family in enumerate(families)]
-    return " UNION ALL ".join(parts)
-
-
-@functools.lru_cache(maxsize=256)
-def _filter(groups: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Names and prefixes among groups, each once."""
-    return frozenset(g for g in groups if not g.endswith(ANY)), tuple(dict.fromkeys(g[:-1] for g in groups if g.endswith(ANY)))
-
-
 @functools.lru_cache(maxsize=256)
 def _row_statement(family: str, groups: tuple[str, ...]) -> tuple[str, frozenset[str], tuple[str, ...]]:
     """The statement that reads groups of one row, the names and the prefixes among them."""
-    table, columns = _table(family), '"group", value, timestamp'
-    names, prefixes = _filter(groups)
+    table, columns = table_of(family), '"group", value, timestamp'
+    names, prefixes = filter_of(groups)
     parts = [f'SELECT {columns} FROM {table} WHERE "row" = ? AND "group" IN ({_marks(len(names))})']
     parts += [f'SELECT * FROM (SELECT {columns} FROM {table} WHERE "row" = ? AND "group" >= ? AND "group" < ?'
               f' ORDER BY timestamp DESC, "group" LIMIT {MAX_PREFIX_CELLS})'] * len(prefixes)
@@ -308,12 +287,6 @@ def _row_statement(family: str, groups: tuple[str, ...]) -> tuple[str, frozenset
 
 
 _GET_ACTIVE = "SELECT champion, challenger, percent, previous FROM active WHERE surface = ?"
-
-
-def _table(family: str) -> str:
-    if family not in FAMILIES:
-        raise ValueError(f"no family {family!r}; one of {', '.join(FAMILIES)}")
-    return f"features_{family}"
 
 
 _key = operator.itemgetter(0, 1)

@@ -29,6 +29,8 @@ LOOK_STEPS = 2_000
 """Steps of SQLite's machine, some tens of microseconds, between two looks at the clock."""
 LOOK_AGAIN_S = 0.002
 """Between two tries to get the writers' lock."""
+SEEN_S = 0.005
+"""For so long a file that was seen at its path counts as there, for calls that say what time it is."""
 BUSY_SECONDS = {True: 60.0, False: 1.0}
 """How long a call waits for a lock, by ``patient``: jobs wait for other writers, a server rather answers from memory."""
 
@@ -58,11 +60,12 @@ class _Connection(sqlite3.Connection):
     """A connection that can be weakly referenced: those of ended threads close by themselves.
 
     Attributes:
-      inode: of the file that it opened.
+      inode: of the file that it opened; seen: when it was at its path, as far as calls said the time.
       until: one number, the time (of time.monotonic()) at which a statement is given up.
     """
 
     inode: int
+    seen: float = -math.inf
     leaves_checkpoints: bool = False
     until: list[float]
 
@@ -99,7 +102,8 @@ class SqliteFile:
         self._checkpointer = Checkpointer(self._read)
         self._beside: StreamedCells | None = None
 
-    def _connection(self) -> _Connection:
+    def _connection(self, now: float = math.inf) -> _Connection:
+        """That of this thread; ``now`` (of time.monotonic()): see SEEN_S."""
         if self._pid != os.getpid():
             self._inherited = self._local  # kept alive: closing a parent's connection in a fork drops the parent's locks
             self._reset()
@@ -110,10 +114,13 @@ class SqliteFile:
             found = self._local.connection = self._connect()
             with self._lock:
                 self._open.add(found)
-        if _inode(self.path) != found.inode:  # else a rebuilt workspace would be read, and written, in its old file
-            self._local = threading.local()
-            self._leave_streamed()
-            raise StoreError(f"{self.path} was moved, removed or replaced; opening it again helps")
+        if now - found.seen >= SEEN_S:
+            if _inode(self.path) != found.inode:  # else a rebuilt workspace would be read, and written, in its old file
+                self._local = threading.local()
+                self._leave_streamed()
+                raise StoreError(f"{self.path} was moved, removed or replaced; opening it again helps")
+            if now < math.inf:
+                found.seen = now
         return found
 
     def _connect(self) -> _Connection:

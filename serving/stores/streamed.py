@@ -21,6 +21,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -138,11 +139,23 @@ class StreamedCells:
                     raise DeadlineError(f"{self._file.path}: out of time")
         return found
 
-    def row(self, row: str, most: int) -> list[Entry]:
-        """The first ``most`` cells of a row."""
-        begin = _part(row) + _NUL
-        with self._file.reading() as transaction:
-            return list(islice(_row(transaction.cursor(), begin, len(begin)), most))
+    def row(self, row: str, most: int) -> dict[bytes, bytes] | None:
+        """What a row holds by group, as UTF-8: values behind their timestamps (see ``unpacked``); None for a row of ``most``
+        cells or more."""
+        begin, found = _part(row) + _NUL, dict[bytes, bytes]()
+        size = len(begin)
+        try:
+            with self._file.begin() as transaction:
+                cursor = transaction.cursor()
+                for key, held in islice(cursor.iternext(), most) if cursor.set_range(begin) else ():
+                    if not key.startswith(begin):
+                        break
+                    found[key[size:]] = held
+        except lmdb.Error as error:
+            raise self._file.failed(error) from error
+        if _HASHED in begin or _HASHED in b"".join(found):
+            found = dict(_plain(begin + part, held) for part, held in found.items())
+        return found if len(found) < most else None
 
     def scan(self, group: str) -> Iterator[tuple[str, Cell]]:
         """(row, cell) of every cell of a group, by row."""
@@ -189,9 +202,7 @@ class _Parts(dict[str, bytes]):
     """What stands for a name in keys; each is made once."""
 
     def __missing__(self, name: str) -> bytes:
-        plain = name.encode()
-        whole = len(plain) <= _LONG and _NUL not in plain
-        part = self[name] = plain if whole else _HASHED + xxhash.xxh3_128_hexdigest(plain).encode()
+        part = self[name] = _part(name)
         return part
 
 
@@ -200,7 +211,9 @@ def _longest(column: pa.Array) -> int:
 
 
 def _part(name: str) -> bytes:
-    return _Parts()[name]
+    plain = name.encode()
+    whole = len(plain) <= _LONG and _NUL not in plain
+    return plain if whole else _HASHED + xxhash.xxh3_128_hexdigest(plain).encode()
 
 
 def _key(row: str, group: str) -> bytes:
@@ -221,6 +234,21 @@ def _value(key: bytes, held: bytes) -> tuple[bytes, int]:
     if _HASHED in key:
         begin += _NAMES.size + sum(_NAMES.unpack_from(held, begin))
     return held[begin:], _STAMP.unpack_from(held)[0]
+
+
+def stamp_of(held: bytes) -> int:
+    """The timestamp before a value, microseconds."""
+    return int(_STAMP.unpack_from(held)[0])
+
+
+def unpacked(held: bytes) -> Cell:
+    """A value behind its timestamp."""
+    return Cell(held[_STAMP.size :], _STAMP.unpack_from(held)[0])
+
+
+def _plain(key: bytes, held: bytes) -> tuple[bytes, bytes]:
+    """Group, and value behind its timestamp, as if no name were too long."""
+    return _names(key, held)[1].encode(), held[: _STAMP.size] + _value(key, held)[0]
 
 
 def _names(key: bytes, held: bytes) -> tuple[str, str]:

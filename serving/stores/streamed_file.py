@@ -78,16 +78,21 @@ class File:
     def reading(self) -> Iterator[Any]:
         """A transaction that sees what is there now."""
         try:
-            with self._begin() as transaction:
+            with self.begin() as transaction:
                 yield transaction
         except lmdb.Error as error:
-            raise StoreError(f"{self.path}: {error}") from error
+            raise self.failed(error) from error
 
-    def _begin(self) -> Any:
+    def begin(self) -> Any:
+        """``reading``, for who handles lmdb.Error."""
         try:
             return self._lmdb.begin()
         except lmdb.BadRslotError:  # a fork gave back the place of a reader that waits to be used again
             return self._lmdb.begin()
+
+    def failed(self, error: Exception) -> StoreError:
+        """What callers are told of an error."""
+        return StoreError(f"{self.path}: {error}")
 
     @contextmanager
     def writing(self, wait_s: float) -> Iterator[Any]:
@@ -100,7 +105,7 @@ class File:
                 with self._lmdb.begin(write=True) as transaction:
                     yield transaction
             except (lmdb.Error, OSError) as error:
-                raise StoreError(f"{self.path}: {error}") from error
+                raise self.failed(error) from error
 
     def _keep(self) -> None:
         """Now and then: places of readers that were killed, which keep freed pages from being used, and rest."""
@@ -131,7 +136,7 @@ class File:
                     self.turn.clear_mark()
             self._wrote = False
         except (lmdb.Error, OSError) as error:
-            raise StoreError(f"{self.path}: {error}") from error
+            raise self.failed(error) from error
 
     def close(self) -> None:
         """What this process wrote is on disk then, unless others write."""

@@ -1,6 +1,7 @@
 """Signals are the answers of FeatureReader.one, whatever cells a user has and however old they are."""
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import random
@@ -14,13 +15,13 @@ from serving_world import NOW
 
 from schemas.cells import CellError
 from schemas.features import FEATURES
-from schemas.keys import USER, row_key
+from schemas.keys import USER, hash64, row_key
 from serving.catalogue import Catalogue
 from serving.features import FeatureReader
 from serving.profile import read_user
 from serving.signals import SignalReader
 from serving.stores.aio import DeadlineError, open_async
-from serving.stores.base import Cell, FeatureWrite, StoreError
+from serving.stores.base import Cell, FeatureWrite, ListWrite, StoreError
 
 NAMES = itertools.count()
 ITEMS = [f"item {i}" for i in range(7)]
@@ -38,6 +39,18 @@ def signals(world, user="ann", now=NOW, reader=None, timeout=None):
     return asyncio.run(read())
 
 
+def with_list(world, user, now, job, version="v1"):
+    """The same read with the user's list, and that list."""
+    async def read():
+        store = open_async(world.uri)
+        try:
+            return await SignalReader(job, 0).read_with_list(store, user, f"list of {user}", version, now, 1.0)
+        finally:
+            await store.close()
+
+    return asyncio.run(read())
+
+
 def shares(value):
     return {entry.id: pytest.approx(entry.score, rel=1e-6) for entry in value}
 
@@ -47,6 +60,9 @@ def check(world, user, now, job="stream"):
     oracle = FeatureReader(job, 0).one(world.store, "user", user, now)
     profile = read_user(world.store, Catalogue(), user, now, FeatureReader(job, 0))
     found, values = signals(world, user, now, SignalReader(job, 0)), oracle.values
+    at_once, listed = with_list(world, user, now, job)
+    assert listed is None and all(getattr(at_once, f.name) == getattr(found, f.name) for f in dataclasses.fields(found))
+    assert set(at_once.hidden.hashes.tolist()) == set(found.hidden.hashes.tolist()) == {hash64(item) for item in found.hidden}
     assert (found.known, found.low_confidence) == (oracle.known, oracle.low_confidence)
     assert list(found.session) == [(e.id, pytest.approx(e.score)) for e in values["session_items"].value]
     assert list(found.history) == [(h.item_id, pytest.approx(h.weight)) for h in profile.history]
@@ -115,6 +131,25 @@ def test_a_user_never_seen_and_one_whom_only_the_stream_knows(world):
     write_status(world.store, NOW)
     new = signals(world, "new")
     assert new.known and new.low_confidence and new.segment == "new"
+
+
+def test_the_list_of_a_version_comes_with_the_signals_and_without_them_where_a_cell_is_broken(world):
+    write(world.store, "ann", "batch", batch_cells(NOW - DAY, ["a", "b"]))
+    world.store.write_lists([ListWrite("list of ann", version, Cell(version.encode(), NOW)) for version in ("v1", "v2")])
+    found, listed = with_list(world, "ann", NOW, "stream", "v2")
+    assert found.hidden == {"b"} and listed == Cell(b"v2", NOW)
+    write(world.store, "ann", "batch", {"user_consumed": Cell(b"", NOW)})
+    assert with_list(world, "ann", NOW, "stream") == (None, Cell(b"v1", NOW))
+    write(world.store, "ann", "stream", {f"s:{i}": Cell(b"x", NOW) for i in range(300)})
+    assert with_list(world, "ann", NOW, "stream") is None  # too many for one round
+
+
+def test_ids_that_are_too_long_for_a_key_or_have_a_zero_are_read_as_others(world):
+    for user in ("ann", "a\0b", "c" * 256):
+        gone = {f"s:{item}": Cell(b"x", NOW) for item in ("plain", "0\0", "d" * 256, "Käse" * 60)}
+        write(world.store, user, "stream", stream_cells(NOW - MINUTE, ["c", "d"]) | gone)
+        write_status(world.store, NOW)
+        assert check(world, user, NOW).suppressed == {name[2:] for name in gone} | {"sold"}
 
 
 def test_a_broken_cell_a_store_that_is_away_and_one_that_is_slow_are_three_errors(world):

@@ -19,6 +19,8 @@ from schemas.keys import USER, row_key
 from serving.stores import StoreError, StoreUriError, open_store
 from serving.stores.aio import DeadlineError, open_async
 from serving.stores.base import Active, Cell, FeatureWrite, ListWrite
+from serving.stores.sqlite_file import SEEN_S
+from serving.stores.sqlite_row import Wanted
 
 NAMES = itertools.count()
 ANN = row_key(USER, "ann")
@@ -156,6 +158,24 @@ def test_a_file_that_goes_away_and_comes_back_is_found_again(tmp_path):
         assert await store.write_lists([ListWrite("row", "v1", Cell(b"l", 1000))]) == 1
 
     run(uri, live)
+
+
+def test_a_file_that_was_removed_is_read_no_longer_than_it_counts_as_seen(tmp_path):
+    path = tmp_path / "store.db"
+    made = open_store(f"sqlite:{path}")
+    made.write_features([FeatureWrite(ANN, "batch", "a", Cell(b"x", 1000))])
+    made.close()
+
+    async def read(store):
+        wanted = Wanted.of({"batch": ["a"], "stream": ["b"]})
+        for _ in range(3):
+            assert store.read_user(ANN, wanted, "row", "v1", 1.0).cells() == {"batch": {"a": Cell(b"x", 1000)}, "stream": {}}
+        path.rename(tmp_path / "away.db")
+        await asyncio.sleep(SEEN_S)
+        with pytest.raises(StoreError, match="removed"):
+            store.read_user(ANN, wanted, "row", "v1", 1.0)
+
+    run(f"sqlite:{path}", read)
 
 
 @pytest.mark.parametrize("fault", [CALL, ANSWER, BREAK])

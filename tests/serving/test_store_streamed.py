@@ -16,7 +16,7 @@ from serving.stores import streamed_file, turn
 from serving.stores.base import Cell, FeatureWrite, StoreError
 from serving.stores.columns import cell_batch
 from serving.stores.sqlite import SqliteStore
-from serving.stores.streamed import StreamedCells
+from serving.stores.streamed import StreamedCells, unpacked
 
 NAMES = st.one_of(st.text(st.sampled_from("ab#:\0\x01"), min_size=1, max_size=4),
                   st.sampled_from(["s:" + "ä" * 300, "s:" + "a" * 600, "s:a\0b", "s:a", "x" * 240, "x" * 241]))
@@ -54,7 +54,8 @@ def test_cells_are_those_of_a_dictionary_whatever_their_names(tmp_path_factory, 
     for row in rows:
         mine = {group: cell for (r, group), cell in known.items() if r == row}
         assert cells.read([row], mine, (), until) == [mine]
-        assert {g: Cell(v, t) for g, t, v in cells.row(row, 1000)} == mine
+        assert {g.decode(): unpacked(held) for g, held in cells.row(row, 1000).items()} == mine
+        assert cells.row(row, len(mine)) is None
         assert cells.read([row], (), (prefix,), until) == [{g: c for g, c in mine.items() if g.startswith(prefix)}]
     for group in {group for _, group in known}:
         assert list(cells.scan(group)) == sorted(((r, c) for (r, g), c in known.items() if g == group), key=itemgetter(0))
