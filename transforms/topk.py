@@ -88,6 +88,9 @@ def exact_top_k(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float3
     if k == 0 or len(vectors) == 0 or len(queries) == 0:
         return positions, scores
     step = max(1, _SCORES_PER_BLOCK // len(vectors))
+    if len(queries) == 1:  # a thread would cost more than it saves
+        _select(queries @ vectors.T, positions, scores)
+        return positions, scores
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(queries), step):
             matrix = queries[start : start + step] @ vectors.T

@@ -114,6 +114,11 @@ class OverlayRows:
     fresh: npt.NDArray[np.int32]
 
     @functools.cached_property
+    def fresh_units(self) -> F32:
+        """(f, d) of the fresh ones."""
+        return self.units[self.fresh]
+
+    @functools.cached_property
     def hashes(self) -> npt.NDArray[np.uint64]:
         """The set of the ids (serving.ranking.page.set_of)."""
         return set_of(hashes_of(self.ids))
@@ -127,9 +132,14 @@ def _rows(overlay: Overlay, reference: weakref.ref[Bundle]) -> OverlayRows:
     active = [u for u in overlay.items.values() if u.is_active]
     code = dict(bundle.category_code)
     categories = tuple(tuple(code.setdefault(name, len(code)) for name in u.categories) for u in active)
-    units = np.zeros((len(active), bundle.manifest.dimensions), np.float32)
+    units, known = np.zeros((len(active), bundle.manifest.dimensions), np.float32), _vectors.setdefault(bundle, {})
     for at, upsert in enumerate(active):
-        units[at] = content_vector(bundle, upsert)
+        held = known.get(upsert.item_id)
+        if held is None or held[0] is not upsert:
+            held = known[upsert.item_id] = upsert, content_vector(bundle, upsert)
+        units[at] = held[1]
+    if len(known) > 2 * len(active) + 1000:
+        _vectors[bundle] = {u.item_id: known[u.item_id] for u in active}
     positions = bundle.positions([u.item_id for u in active])
     added = {name: c for name, c in code.items() if c >= len(bundle.category_names)}
     return OverlayRows(tuple(u.item_id for u in active), {u.item_id: at for at, u in enumerate(active)}, units, categories,
@@ -156,6 +166,8 @@ def _text_vector(bundle: Bundle, text: str) -> F32:
     return _unit(total)
 
 
+_vectors: weakref.WeakKeyDictionary[Bundle, dict[str, tuple[ItemUpsert, F32]]] = weakref.WeakKeyDictionary()
+"""By item id: an overlay that grows by one item has one vector to work out."""
 _centroids: weakref.WeakKeyDictionary[Bundle, dict[str, F32]] = weakref.WeakKeyDictionary()
 
 

@@ -31,7 +31,7 @@ from serving.ranking.listed import BECAUSE_END, ID_END, NEW_DAYS, REASON, SOURCE
 from serving.ranking.model import Ask, Candidates, Hidden, Packed, Ranked, Signals
 from serving.ranking.overlay import Overlay, OverlayRows
 from serving.ranking.policy import ContextPolicy
-from serving.ranking.rules import BundleRules, matches, rules_of
+from serving.ranking.rules import BundleRules, ruled, rules_of
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -176,11 +176,10 @@ class _Request:
         if positions[at] < 0:
             units[at] = self.rows.units[row]
         upsert = self.overlay.items[item_id]
-        held = [r for r in self.policy.rules if matches(r, item_id, list(upsert.categories), dict(upsert.attributes))]
+        boost, blocked = ruled(self.policy, item_id, upsert.categories, upsert.attributes)
         was_inactive = positions[at] >= 0 and not self.bundle.active[positions[at]]
-        keep[at] = ((keep[at] or was_inactive) and not any(r.kind == "block" for r in held)
-                    and not compiled.is_in(dropped, np.uint64(hash64(item_id))))
-        boosts[at] = sum(r.add for r in held)
+        keep[at] = ((keep[at] or was_inactive) and not blocked and not compiled.is_in(dropped, np.uint64(hash64(item_id))))
+        boosts[at] = boost
 
     def _share(self) -> F32:
         """The user's share per category code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -61,6 +62,13 @@ def matches(rule: Rule, item_id: str, categories: list[str], attributes: dict[st
     if rule.category is not None:
         return rule.category in categories
     return rule.attribute is not None and attributes.get(rule.attribute) == rule.value
+
+
+def ruled(policy: ContextPolicy, item_id: str, categories: Sequence[str], attributes: Mapping[str, str | None]
+          ) -> tuple[float, bool]:
+    """(what is added to the score, whether it is blocked) of an item beside the bundle."""
+    held = [r for r in policy.rules if matches(r, item_id, list(categories), dict(attributes))]
+    return sum(r.add for r in held), any(r.kind == "block" for r in held)
 
 
 def _apply(rules: tuple[Rule, ...], explore_below: float, bundle: Bundle) -> BundleRules:

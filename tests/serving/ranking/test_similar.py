@@ -6,10 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from bundle_world import make_bundle
 
 from models.inference.bundle import Bundle
+from models.inference.idtable import hashes_of
+from models.inference.words import word_hashes, words_of
 from serving.ranking.model import Ask, Signals
 from serving.ranking.overlay import ItemUpsert, Overlay
 from serving.ranking.policy import Rule, load
@@ -110,3 +113,48 @@ def test_upserts_newer_than_the_bundle_count_in_ranking(bundle: Bundle) -> None:
     found = rank(Ask("u", page_size=30), listed(ids), Signals(preference={"c9": 1.0}), policy, bundle, overlay)
     assert found.item_ids[0] == "fresh" and float(found.scores[0]) == pytest.approx(7.0)
     assert {"i1", "i2"}.isdisjoint(found.item_ids) and "i12" in found.item_ids  # active again
+
+
+FRESH = Overlay.of([ItemUpsert("fresh", 1, title="green", categories=("c0", "c9"), attributes={"year": "1994"}),
+                    ItemUpsert("far", 1, categories=("c1",)), ItemUpsert("gone", 1, categories=("c0",), is_active=False)])
+
+
+def test_items_newer_than_the_bundle_are_similar_by_content(bundle: Bundle) -> None:
+    for item in ("i4", "i44"):
+        found = {s.item_id: s for s in similar(bundle, item, ITEM, limit=200, overlay=FRESH) or []}
+        assert found["fresh"].similarity_type == "vector" and found["fresh"].shared_attributes["category"] == "c0"
+        assert 0.2 < found["fresh"].similarity_score < 0.5 and "gone" not in found
+        assert found["fresh"].similarity_score > found.get("far", found["i5"]).similarity_score
+    assert "year" in found["fresh"].shared_attributes
+    policy = replace(ITEM, rules=(Rule("block", category="c9"),))
+    assert "fresh" not in [s.item_id for s in similar(bundle, "i4", policy, limit=200, overlay=FRESH) or []]
+    hidden = similar(bundle, "i4", ITEM, Signals(hidden=frozenset(["fresh"])), limit=200, overlay=FRESH) or []
+    assert "fresh" not in [s.item_id for s in hidden]
+    spread = similar(bundle, "fresh", ITEM, limit=20, diversity=0.8, overlay=FRESH) or []
+    assert len(spread) == 20 and "fresh" not in [s.item_id for s in spread]
+
+
+def test_items_newer_than_the_bundle_lie_around_an_item(bundle: Bundle) -> None:
+    found = around(Ask("u", "item", item_ids=("i4",)), POLICIES.of("item"), bundle, 0, FRESH)
+    assert found is not None and "gone" not in found.item_ids
+    place = list(found.item_ids).index("fresh")
+    assert (found.sources[place], found.reasons[place], found.source_item_ids[place]) == ("content", "similar_item", "i4")
+
+
+def test_a_cart_of_new_items_gets_what_goes_with_items_like_them(bundle: Bundle) -> None:
+    found = around(Ask("u", "cart", item_ids=("fresh",)), POLICIES.of("cart"), bundle, 0, FRESH)
+    assert found is not None and set(found.source_item_ids) == {"fresh"} and set(found.reasons) == {"goes_together"}
+    assert sum(int(i[1:]) % 4 == 0 for i in found.item_ids) >= len(found.item_ids) / 2  # neighbours are of one category
+    assert around(Ask("u", "cart", item_ids=("nowhere",)), POLICIES.of("cart"), bundle, 0, FRESH) is None
+
+
+def test_a_list_around_many_items_costs_no_more_than_one_around_a_few(bundle: Bundle) -> None:
+    few, many = (around(Ask("u", "item", item_ids=tuple(f"i{k}" for k in range(n))), POLICIES.of("item"), bundle, 0)
+                 for n in (5, 50))
+    assert few is not None and many is not None and list(few.item_ids) == list(many.item_ids)
+
+
+def test_the_words_of_a_plain_title_are_those_of_any() -> None:
+    for title in ("Green  ISLAND-2, a b'c", "", "x y", "the_end 42"):
+        _, words = words_of(pa.array([title]))
+        assert word_hashes(title).tolist() == np.unique(hashes_of(words.to_pylist())).tolist()
