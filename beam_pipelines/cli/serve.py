@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         args.anonymous_rate, _absolute(args.bundles), args.stream_job, args.workers, not args.no_events, args.partitions,
         tuple(args.cors_origin), mask, folder)
     os.environ.update(settings.to_env())
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products here are small: threads of several workers wait for each other
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: threads of several workers would wait for each other
     logging.config.dictConfig(log_config())
     log = logging.getLogger(LOGGER)
     if args.log and not args.no_events and not config.workspace.run_clock():

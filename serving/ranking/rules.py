@@ -21,7 +21,8 @@ class BundleRules:
 
     Attributes:
       boost: (m,) what is added to each item's score; blocked: (m,) never shown.
-      explorable: popular items among those of fewer impressions than the context's ``explore_below``.
+      explorable: of the items of fewer impressions than the context's ``explore_below`` the most popular, and as many of the
+        least shown, the newest first: what nobody has seen is not popular.
       rate: click rate of all items; clicks: (m,) of each, as far as its smoothed rate tells.
     """
 
@@ -80,12 +81,16 @@ def _apply(rules: tuple[Rule, ...], explore_below: float, bundle: Bundle) -> Bun
         else:
             boost[at] += np.float32(rule.add)
     few = bundle.by_popularity[(bundle.impressions < explore_below)[bundle.by_popularity] & ~blocked[bundle.by_popularity]]
+    half = min(len(few), EXPLORABLE // 2)
+    rest = few[half:]
+    least = rest[np.lexsort((np.nan_to_num(bundle.age_days[rest], nan=0.0), bundle.impressions[rest]))]
+    few = np.concatenate([few[:half], least[: EXPLORABLE - half]])
     rates = bundle.click_rate[bundle.click_rate > 0]
     rate = float(rates.mean(dtype=np.float64)) if len(rates) else DEFAULT_RATE
     rate = min(0.5, rate)
     smoothed = np.where(np.isnan(bundle.click_rate), np.float32(rate), bundle.click_rate)
     clicks = np.clip(smoothed * (bundle.impressions + PRIOR) - PRIOR * rate, 0, bundle.impressions).astype(np.float32)
-    return BundleRules(boost, blocked, np.ascontiguousarray(few[:EXPLORABLE], np.int32), rate, clicks)
+    return BundleRules(boost, blocked, np.ascontiguousarray(few, np.int32), rate, clicks)
 
 
 def _items(rule: Rule, bundle: Bundle) -> npt.NDArray[np.integer]:

@@ -15,6 +15,7 @@ from schemas.keys import hash64
 from serving.ranking.model import Ask, Candidates, Ranked, Signals
 from serving.ranking.policy import ContextPolicy, Rule, load
 from serving.ranking.rank import rank
+from serving.ranking.rules import rules_of
 
 PLAIN = replace(load().of("homepage"), preference=0.0, session=0.0, diversity=0.0, calibration=0.0, max_per_category=0,
                 explore_slot=0)
@@ -147,6 +148,18 @@ def test_the_exploration_slot_is_replayable_and_takes_items_few_have_seen(bundle
         assert bundle.impressions[at] < 1000 and bundle.active[at]
         chosen.add(found.item_ids[7])
     assert len(chosen) > 5
+
+
+def test_items_that_nobody_has_seen_are_explored_however_many_are_more_popular(tmp_path: Any) -> None:
+    made = make_bundle(tmp_path / "v1", items=3000)
+    never = np.arange(3000) >= 2700
+    bundle = replace(made, impressions=np.where(never, 0, 500).astype(np.float32))
+    assert np.isin(np.flatnonzero(never), rules_of(EXPLORING, bundle).explorable).all()
+    pages = [rank(Ask("u", request_id=f"r{n}"), listed(ids(20)), Signals(), EXPLORING, bundle) for n in range(40)]
+    assert any(never[bundle.positions([found.item_ids[7]])[0]] for found in pages)
+    newest = replace(made, impressions=np.zeros(3000, np.float32), age_days=np.arange(3000, 0, -1).astype(np.float32))
+    drawn = set(rules_of(EXPLORING, newest).explorable.tolist())
+    assert len(drawn) == 2000 and {*range(1000), *range(2000, 2996)} <= drawn
 
 
 def test_who_is_little_known_gets_more_exploration(bundle: Bundle) -> None:
