@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 CandidateKind = Literal["list", "item", "cart"]
-Step = Literal["features", "list", "previous_list", "on_demand", "popular"]
+Step = Literal["features", "list", "previous_list", "on_demand"]
 STEPS: tuple[Step, ...] = get_args(Step)
 PACKAGED = Path(__file__).with_name("policies.toml")
 DEFAULT_CONTEXT = "homepage"

@@ -61,6 +61,7 @@ def test_a_context_of_ones_own(tmp_path: Path) -> None:
     ("[contexts.item]\nsession = 1\n[contexts.homepage]\nsesion = 1", "line 4: unknown key 'sesion'"),
     ("[contexts.homepage]\ncandidates = 'x'", "line 2: candidates is one of list, item, cart, not 'x'"),
     ("[contexts.homepage]\ndeadlines_ms = {lists = 1}", "line 2: unknown deadline 'lists'; known: features, list"),
+    ("[contexts.homepage]\ndeadlines_ms = {popular = 20}", "line 2: unknown deadline 'popular'; known: features, list"),
     ("[contexts.homepage]\ndeadlines_ms = {list = 0}", "line 2: deadline list is from 1 to 60000 ms, not 0"),
     ("[contexts.mine]\nsession = 1", "line 1: context 'mine' needs 'candidates'"),
     ("[[rules.block]]\nitem = 'a'\n[[rules.block]]\ncategory = 1", "line 4: category is a text, not 1"),
