@@ -29,6 +29,7 @@ from serving.ranking import kernels
 from serving.ranking import page as compiled
 from serving.ranking.listed import BECAUSE_END, ID_END, NEW_DAYS, REASON, SOURCE, ListCell, packed_page
 from serving.ranking.model import Ask, Candidates, Hidden, Packed, Ranked, Signals
+from serving.ranking.newcomer import with_newcomer
 from serving.ranking.overlay import Overlay, OverlayRows
 from serving.ranking.policy import ContextPolicy
 from serving.ranking.rules import BundleRules, ruled, rules_of
@@ -61,7 +62,11 @@ def rank(ask: Ask, candidates: Candidates, signals: Signals, policy: ContextPoli
     """
     if bundle is None or not len(candidates.recs.item_ids):
         return _as_stored(ask, candidates, signals)
-    return _Request(ask, candidates, signals, policy, bundle, overlay).page()
+    request = _Request(ask, candidates, signals, policy, bundle, overlay)
+    page = request.page()
+    if request.rows is None or not policy.explore_slot:
+        return page
+    return with_newcomer(page, ask, policy, bundle, request.rules, request.overlay or Overlay(), request.rows, request.left_out)
 
 
 def list_share(scores: F32) -> F32:
@@ -120,7 +125,7 @@ class _Request:
 
     def page(self) -> Ranked:
         ask, policy, bundle, rules, signals, recs = self.ask, self.policy, self.bundle, self.rules, self.signals, self.recs
-        left_out, shown = self._left_out(), ask.shown.astype(np.uint32) if len(ask.shown) else _NO_LOWS
+        left_out, shown = self.left_out(), ask.shown.astype(np.uint32) if len(ask.shown) else _NO_LOWS
         near = _session_of(signals.session, policy.session_items) if policy.session > 0 else _NO_SESSION
         slot = policy.explore_slot - 1
         slots = () if slot < 0 else (slot // 2, slot) if signals.low_confidence and slot >= 2 else (slot,)
@@ -147,7 +152,7 @@ class _Request:
                                              dropped, shown, bundle.hashes, bundle.vectors, bundle.norms, rules.blocked,
                                              bundle.impressions))
 
-    def _left_out(self) -> U64:
+    def left_out(self) -> U64:
         """Hashes of what is hidden, excluded, asked for or removed."""
         hidden, ask = self.signals.hidden, self.ask
         found = hidden.hashes if isinstance(hidden, Hidden) else hashes_of(tuple(hidden)) if hidden else _NO_HASHES

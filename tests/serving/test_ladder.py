@@ -17,6 +17,8 @@ from serving.ladder import NothingPublishedError
 from serving.made_lists import Budget
 from serving.ranking import policy
 from serving.ranking.model import Ask, Signals
+from serving.ranking.on_demand import Fresh
+from serving.ranking.overlay import ItemUpsert, Overlay
 from serving.recommender import Recommender
 from serving.stores.aio import open_async
 from serving.stores.base import StoreError
@@ -205,6 +207,22 @@ def test_a_slow_store_costs_the_deadline_and_then_nothing(published):
                 answer = await recommender.recommend(Ask("ann"))
                 assert answer.candidates.tier == "popular_in_memory" and len(ids_of(answer)) == 20
             assert time.monotonic() - started < 1
+
+    run(drill())
+
+
+def test_new_items_are_shown_to_users_with_a_list_and_to_strangers(published):
+    async def drill():
+        async with opened(published, read_signals=Signalled()) as (recommender, _):
+            recommender.policies = policy.load()
+            recommender.fresh = Fresh(Overlay.of([ItemUpsert(f"new{n}", 1, categories=(f"c{n}",)) for n in range(3)]))
+            for user, tier in (("ann", "list"), ("eve", "popular"), ("", "popular")):
+                shown = set()
+                for number in range(40):
+                    answer = await recommender.recommend(Ask(user, request_id=f"r{number}"))
+                    assert answer.candidates.tier == tier and len(set(ids_of(answer))) == 20
+                    shown |= {i for i in ids_of(answer) if i.startswith("new")}
+                assert shown == {"new0", "new1", "new2"}, user
 
     run(drill())
 
