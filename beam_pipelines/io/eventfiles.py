@@ -14,14 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beam_pipelines.io.compact import to_merge
 from beam_pipelines.io.daybuffer import DayBuffer
 from beam_pipelines.io.lake import Lake, conform
 from schemas.tables import EVENTS
 from transforms.ingest import Mask, Rows, dedupe, whole
 
-MAX_FILES = 4
 _MERGE_ROWS = 4_000_000
-"""The smaller files of a day that has more than MAX_FILES are merged, into files of at most so many rows."""
+"""The smaller files of a day that has many are merged, into files of at most so many rows."""
 
 _SORT_AT_ONCE = 8_000_000
 _MAX_RUNS = 64
@@ -141,7 +141,8 @@ class EventFiles:
         """Rewrites files with lost rows, and merges the smaller files of a day that has too many."""
         out, stored, new = self._written, self._stored[day], self._new[day]
         files = [*stored, *new]
-        merged = _too_many(files)
+        small = to_merge({f.path: pq.read_metadata(f.path).num_rows for f in files}, _MERGE_ROWS)
+        merged = [f for f in files if f.path in small]
         stale = [f for f in files if f.path in self._lost and f not in merged]
         out.add += [self._lake.write_file("events", t, day) for f in stale if len(t := self._living(f))]
         if merged:
@@ -178,25 +179,6 @@ class EventFiles:
         with self._lock:
             self._written.duplicates += len(lost)
             self._written.conflicts += int(conflicts.sum())
-
-
-def _too_many(files: Sequence[_File]) -> list[_File]:
-    """Of a day with too many files those to merge: the smallest, and each next one not much larger than all before it.
-
-    So an event of a day that grows by many small commits is rewritten a number of times that grows with their logarithm.
-    """
-    if len(files) <= MAX_FILES:
-        return []
-    rows = {f.path: pq.read_metadata(f.path).num_rows for f in files}
-    ascending = sorted(files, key=lambda f: (rows[f.path], f.path))
-    chosen: list[_File] = []
-    total = 0
-    for f in ascending:
-        if total + rows[f.path] > _MERGE_ROWS or (len(chosen) > len(files) - MAX_FILES and rows[f.path] > 2 * total):
-            break
-        chosen.append(f)
-        total += rows[f.path]
-    return chosen if len(chosen) > 1 else []
 
 
 class _EventDays(DayBuffer):

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_pipelines.io import compact
 from beam_pipelines.io.daybuffer import DayBuffer
 from beam_pipelines.io.eventfiles import EventFiles
 from beam_pipelines.io.lake import Lake, conform
@@ -111,8 +112,8 @@ def ingest(lake: Lake, batches: Iterable[pa.Table | Captured], *, sources: Seque
         finally:
             raw.discard()
             events.discard()
-        lake.commit("raw_events", raw_paths)
-        lake.commit("dead_letters", letters.close())
+        compact.append(lake, "raw_events", raw_paths)
+        compact.append(lake, "dead_letters", letters.close())
         lake.commit("events", written.add, written.drop, summary)
     counts.rejected_by_reason = dict(sorted(reasons.items()))
     counts.rejected = sum(reasons.values())

@@ -25,6 +25,8 @@ from pyiceberg.table import TableProperties, _parquet_files_to_data_files
 from pyiceberg.transforms import DayTransform
 
 from beam_pipelines import crashpoints
+from beam_pipelines.io import history
+from beam_pipelines.io.lakewait import AWAY
 from schemas.tables import POSITION, TABLES
 from schemas.workspace import DAY_MICROS
 
@@ -78,7 +80,7 @@ class Lake:
             table = self._catalog.load_table((NAMESPACE, name))
         except NoSuchTableError:
             try:
-                table = self._catalog.create_table((NAMESPACE, name), schema=wanted.schema)
+                table = self._catalog.create_table((NAMESPACE, name), schema=wanted.schema, properties=history.PROPERTIES)
                 if wanted.day_column:
                     with table.update_spec() as spec:
                         spec.add_field(wanted.day_column, DayTransform(), "day_partition")
@@ -184,6 +186,20 @@ class Lake:
         return {entry.data_file.file_path.removeprefix("file://") for manifest in manifests.values()
                 for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)}
 
+    def metadata_folder(self, name: str) -> Path | None:
+        """The folder of a table's metadata; None where there is none, or the catalog keeps them elsewhere."""
+        folder = self._warehouse / NAMESPACE / name / "metadata"
+        here = folder.is_dir() and Path(self.table(name).location().removeprefix("file://")) == folder.parent
+        return folder if here else None
+
+    def known_metadata(self, name: str) -> set[str]:
+        """Paths of a table's metadata: this version and those before it that are kept, manifest lists and manifests."""
+        table = self.table(name)
+        found = {table.metadata_location, *(entry.metadata_file for entry in table.metadata.metadata_log)}
+        for snapshot in table.snapshots():
+            found |= {snapshot.manifest_list, *(manifest.manifest_path for manifest in snapshot.manifests(table.io))}
+        return {path.removeprefix("file://") for path in found}
+
     def new_path(self, name: str, day: int | None = None) -> str:
         """A path for a new data file of a table (its folder exists); write it, then commit it by a call below."""
         folder = self.data_folder(name)
@@ -191,6 +207,13 @@ class Lake:
             folder = folder / f"day={datetime.fromtimestamp(day // 1_000_000, UTC):%Y-%m-%d}"
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder / f"{uuid.uuid4().hex}.parquet")
+
+    def day_of(self, path: str) -> int | None:
+        """The day of a path that ``new_path`` gave."""
+        folder = Path(path).parent.name
+        if not folder.startswith("day="):
+            return None
+        return int(datetime.fromisoformat(folder.removeprefix("day=")).replace(tzinfo=UTC).timestamp()) * 1_000_000
 
     def write_file(self, name: str, rows: pa.Table, day: int | None = None, row_group_size: int = 1 << 20) -> str:
         """Writes rows of one day as one Parquet file (zstd) of the table's schema and returns its path.
@@ -228,17 +251,25 @@ class Lake:
         if not add and not wanted:
             return self.snapshot_id(name)
         crashpoints.reached(f"{name}.files")
-        with table.transaction() as tx:
-            if tx.table_metadata.name_mapping() is None:  # our files carry no field ids: columns are found by name
-                tx.set_properties(**{TableProperties.DEFAULT_NAME_MAPPING: table.schema().name_mapping.model_dump_json()})
-            update = tx.update_snapshot(snapshot_properties=dict(summary or {}))
-            with update.overwrite() if wanted else update.fast_append() as change:
+        with history.Transaction(table) as tx:
+            properties = {k: v for k, v in history.PROPERTIES.items() if table.properties.get(k) != v}
+            if table.name_mapping() is None:  # our files carry no field ids: columns are found by name
+                properties[TableProperties.DEFAULT_NAME_MAPPING] = table.schema().name_mapping.model_dump_json()
+            if properties:
+                tx.set_properties(**properties)
+            said = dict(summary or {})
+            append = tx.update_snapshot(snapshot_properties=said).merge_append
+            with history.Overwrite(tx, said) if wanted else append() as change:
                 for path in wanted:
                     change.delete_data_file(current[path])
                 for made in _parquet_files_to_data_files(tx.table_metadata, [f"file://{p}" for p in add], table.io):
                     change.append_data_file(made)
         crashpoints.reached(f"{name}.committed")
-        return self.snapshot_id(name)
+        table = self.table(name)
+        with contextlib.suppress(*AWAY):  # the commit is done: what is not expired now is after the next one
+            history.expire(table)
+        snapshot = table.current_snapshot()
+        return snapshot.snapshot_id if snapshot else None
 
     def replace_days(self, name: str, files: Mapping[int, Sequence[str]],
                      summary: Mapping[str, str] | None = None) -> int | None:

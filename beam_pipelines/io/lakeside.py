@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from beam_pipelines.io import compact
+from beam_pipelines.io.history import PROPERTY_PREFIX
 from beam_pipelines.io.ingest import upsert_items, upsert_users
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.io.lakewait import patiently
@@ -41,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 def property_of(source: str) -> str:
     """The property of a snapshot that holds a log's offsets."""
-    return f"beamrec.log.{source}"
+    return f"{PROPERTY_PREFIX}log.{source}"
 
 
 def offsets_of(lake: Lake, table: str, source: str) -> dict[int, int]:
@@ -158,7 +160,7 @@ class SideLog:
         with self._lake.writer():
             letters = self._new("dead_letters", letters, source)
             if len(letters):
-                self._lake.commit("dead_letters", [self._lake.write_file("dead_letters", letters)], (), summary)
+                compact.append(self._lake, "dead_letters", [self._lake.write_file("dead_letters", letters)], summary)
         return len(letters)
 
     def _append(self, answers: pa.Table, source: str, summary: Mapping[str, str]) -> int:
@@ -169,7 +171,7 @@ class SideLog:
                 days = np.asarray(answers["served_at"].cast(pa.int64())) // DAY_MICROS
                 files = [self._lake.write_file("served", answers.filter(pa.array(days == day)), int(day) * DAY_MICROS)
                          for day in np.unique(days)]
-                self._lake.commit("served", files, (), summary)
+                compact.append(self._lake, "served", files, summary)
         return len(answers)
 
     def _new(self, table: str, rows: pa.Table, source: str) -> pa.Table:

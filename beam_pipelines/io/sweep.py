@@ -1,4 +1,4 @@
-"""Removes what killed writers left in the lake's folder: data files that no snapshot knows, and spilled rows."""
+"""Removes what nobody needs from a lake: files that no snapshot knows, expired metadata, spilled rows of the killed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def sweep(lake: Lake, older_than_hours: float = OLDER_THAN_HOURS) -> Swept:
     try:
         with lake.writer(wait=False):
             removed = [size for name in TABLES for size in _orphans(lake, name, before)]
+            removed += [size for name in TABLES for size in _metadata(lake, name, before)]
             removed += [size for folder in lake.spill_root.glob("*") for size in _spilled(folder, before)]
     except BlockingIOError:
         return Swept(busy=True)
@@ -40,16 +41,28 @@ def sweep(lake: Lake, older_than_hours: float = OLDER_THAN_HOURS) -> Swept:
 
 
 def _orphans(lake: Lake, name: str, before: float) -> list[int]:
-    """Removes those of a table; returns their sizes."""
+    """Removes data files of a table; returns their sizes."""
     # The disk first, the snapshots after: a file that is committed in between is found among the snapshots'.
     old = [path for path in lake.data_folder(name).rglob("*.parquet") if path.stat().st_mtime < before]
     if not old:
         return []
-    known = lake.known_files(name)
+    return _remove(old, lake.known_files(name))
+
+
+def _metadata(lake: Lake, name: str, before: float) -> list[int]:
+    """Removes versions, manifest lists and manifests of a table that expired with their snapshots; returns their sizes."""
+    folder = lake.metadata_folder(name)
+    if folder is None:
+        return []
+    old = [path for pattern in ("*.metadata.json", "*.avro") for path in folder.glob(pattern) if path.stat().st_mtime < before]
+    return _remove(old, lake.known_metadata(name)) if old else []
+
+
+def _remove(old: list[Path], known: set[str]) -> list[int]:
     orphans = [path for path in old if str(path) not in known]
     sizes = [path.stat().st_size for path in orphans]
     for path in orphans:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return sizes
 
 

@@ -140,7 +140,7 @@ def _sweep(lake: Lake) -> None:
     if swept.busy:
         _LOG.info("the lake was not swept: a writer holds it")
     elif swept.files:
-        _LOG.info("swept %d files of killed writers, %.1f MiB", swept.files, swept.bytes / 2**20)
+        _LOG.info("swept %d files that no snapshot knows, %.1f MiB", swept.files, swept.bytes / 2**20)
 
 
 def _collect(config: Config) -> GcReport | None:

@@ -61,6 +61,24 @@ def test_only_old_files_that_no_snapshot_knows_are_removed(lake: Lake) -> None:
     assert sweep(lake, older_than_hours=0).files == 1 and not Path(young).exists()
 
 
+def test_metadata_of_expired_snapshots_go_and_what_is_kept_reads_as_before(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beam_pipelines.io.history.KEEP_SNAPSHOTS", 2)
+    monkeypatch.setattr("beam_pipelines.io.history._EXPIRE_EVERY", 1)
+    monkeypatch.setattr("beam_pipelines.io.history.KEEP_HOURLY_DAYS", 0)
+    for n in range(4):
+        lake.replace_days("raw_events", {DAY: [lake.write_file("raw_events", raw([DAY], str(n).encode()), DAY)]})
+    folder = lake.metadata_folder("raw_events")
+    assert folder is not None
+    for path in folder.parent.rglob("*.*"):
+        age(path)
+    kept = [s.snapshot_id for s in lake.table("raw_events").snapshots()]
+    assert len(kept) == 2 and sweep(lake).files > 0
+    assert {str(path) for path in folder.iterdir()} == lake.known_metadata("raw_events")
+    assert len(list(lake.data_folder("raw_events").rglob("*.parquet"))) == 2
+    assert [lake.read("raw_events", snapshot_id=s)["payload"].to_pylist() for s in kept] == [[b"2"], [b"3"]]
+    assert sweep(lake) == Swept()
+
+
 def test_a_file_written_long_ago_and_committed_now_is_kept(lake: Lake) -> None:
     path = lake.write_file("raw_events", raw([DAY], b"a"), DAY)
     age(path)
@@ -107,5 +125,5 @@ def test_the_daily_run_sweeps(tmp_path: Path) -> None:
     daily.run(config, config.workspace.now(), daily.RunOptions(to_step="features", isolate=False))
     assert not Path(orphan).exists() and lake.read("events") == before
     log = (manifest.run_folder(config.workspace, config.workspace.now()) / "run.log").read_text()
-    assert "swept 1 files of killed writers" in log
+    assert "swept 1 files that no snapshot knows" in log
     assert ingest(lake, [before.drop_columns(["event_hash"])]).stored == 0, "everything that was stored is still known"
