@@ -25,7 +25,7 @@ class Settings:
       log_requests: one log line per request.
       log: URI of the event log: events are taken and what was served is told; None for neither.
       policies: file of policies instead of the packaged one.
-      keys: file of API keys (``beamrec keys``); None: only ``anonymous`` roles.
+      keys: file of API keys (``beamrec keys``), which may come later; None: only ``anonymous`` roles.
       anonymous: roles of a request without a key.
       anonymous_rate: requests a second of one client address without a key; 0 for no limit.
       bundles: folder of bundles; None: the workspace's.
@@ -35,7 +35,8 @@ class Settings:
       partitions: of logs that are not there yet.
       cors_origins: web origins that may call this API; "*" for all.
       mask: secret under which user ids are hashed in logs; "" for one of this process.
-      run: folder where the workers of one server tell each other their counts; None: each tells its own.
+      run: folder where the workers of one server tell each other their counts, and share limits; None: each has its own.
+      until_keys: ``anonymous`` counts while there is no file of keys, and no longer.
     """
 
     store: str
@@ -54,6 +55,7 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     mask: str = ""
     run: Path | None = None
+    until_keys: bool = False
 
     @classmethod
     def from_env(cls) -> Settings:

@@ -19,9 +19,9 @@ table served. A local log has one writing process: with --no-events a 'beamrec c
 --workers may serve.
 
 Who may ask: on this machine (127.0.0.1) everybody may do everything while there is no file of keys. 'beamrec keys add' makes
-one; from then on only keys count. Other addresses need keys, or --anonymous read. Errors are problem details (RFC 9457), logs
-JSON lines on stderr without user ids. A publish, flip or rollback is seen at once, without a restart. SIGTERM or Ctrl-C ends
-open requests first.
+one; a second later only keys count, also where the server runs already. Other addresses need keys, or --anonymous read. Errors
+are problem details (RFC 9457), logs JSON lines on stderr without user ids. A publish, flip or rollback is seen at once, without
+a restart. SIGTERM or Ctrl-C ends open requests first.
 """
 
 from __future__ import annotations
@@ -29,19 +29,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import secrets
 import shutil
 import socket
 import tempfile
 from pathlib import Path
 
+from beam_pipelines.access import access_of
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, add_common_flags
-from serving.api_keys import ROLES, KeyFile, KeyFileError
+from serving.api_keys import ROLES
 from serving.stores import StoreUriError, open_store
 from serving.stores.base import StoreError
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,16 +92,16 @@ def run(args: argparse.Namespace) -> int:
     from serving.server.deal import BACKLOG, Dealer
     from serving.settings import Settings
 
-    keys, anonymous, mask = _access(args, config)
+    access = access_of(args, config, ROLES, args.anonymous, "read", "--anonymous read")
     _check_log(args)
     _check_policies(args.policies)
     listening = _listen(args.host, args.port, BACKLOG)
     port = listening.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="beamrec-serve-"))
     settings = Settings(
-        config.store, config.workspace.root, args.log_requests, args.log, _absolute(args.policies), keys, anonymous,
-        args.anonymous_rate, _absolute(args.bundles), args.stream_job, args.workers, not args.no_events, args.partitions,
-        tuple(args.cors_origin), mask, folder)
+        config.store, config.workspace.root, args.log_requests, args.log, _absolute(args.policies), access.keys,
+        access.anonymous, args.anonymous_rate, _absolute(args.bundles), args.stream_job, args.workers, not args.no_events,
+        args.partitions, tuple(args.cors_origin), access.mask, folder, access.until_keys)
     os.environ.update(settings.to_env())
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: threads of several workers would wait for each other
     logging.config.dictConfig(log_config())
@@ -111,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if args.log and not args.no_events and not config.workspace.run_clock():
         log.warning("the workspace can only be read, and its clock stands at the end of an import: 'beamrec lake' starts it")
     log.info("listening", extra={"fields": {"url": f"http://{args.host}:{port}"}})
-    if keys is None and "admin" in anonymous:
+    if access.is_open:
         log.warning("everybody on this machine may do everything: there are no keys ('beamrec keys add' makes one)")
     try:
         return Dealer(listening, "serving.api:create_app", args.workers).run()
@@ -121,28 +119,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _absolute(path: str | None) -> Path | None:
     return Path(path).absolute() if path else None
-
-
-def _access(args: argparse.Namespace, config: Config) -> tuple[Path | None, tuple[str, ...], str]:
-    """The file of keys, the roles of who has none, and the secret of masked ids; raises UserError."""
-    path, mask = Path(args.keys or config.workspace.keys).absolute(), ""
-    if args.keys or path.exists():
-        try:
-            mask = KeyFile.read(path).mask
-        except (OSError, KeyFileError) as error:
-            raise UserError(f"--keys {path}: {error}") from error
-    keys = path if args.keys or path.exists() else None
-    if args.anonymous is not None:
-        roles = tuple(role for role in args.anonymous.split(",") if role)
-        unknown = [role for role in roles if role not in ROLES]
-        if unknown:
-            raise UserError(f"--anonymous: no role {unknown[0]!r}; roles are {', '.join(ROLES)}")
-    else:
-        roles = ROLES if keys is None and args.host in LOOPBACK else ()
-    if keys is None and not roles:
-        raise UserError(f"--host {args.host} is open to others, and there are no keys: 'beamrec keys add --role read' makes "
-                        "one; --anonymous read does without")
-    return keys, roles, mask or secrets.token_hex(32)
 
 
 def _check_log(args: argparse.Namespace) -> None:

@@ -99,6 +99,7 @@ class State:
         await self.recommender.open()
         self.trends.start()
         self.peers.start()
+        self.guard.start()
         try:
             _log.info("worker started", extra={"fields": {"state": self.recommender.check()}})
         except NothingPublishedError as reason:
@@ -131,6 +132,7 @@ class State:
             await asyncio.to_thread(self.follower.close)
         if self.truth is not None:
             await self.truth.close()
+        self.guard.close()
         await self.peers.close()
         await self.trends.close()
         await self.recommender.close()

@@ -1,14 +1,19 @@
 """Who may do what: keys with roles, limits, the audit line, and what never stands in a log."""
 
+import contextlib
 import json
 import stat
+import time
 
 import pytest
 from api_world import client_of, ids, publish
 
 from beam_pipelines.cli.main import main
-from serving.api.limits import TokenBuckets
+from serving.api.auth import Guard
+from serving.api.limits import SharedBuckets, TokenBuckets
+from serving.api.problems import ProblemError
 from serving.api_keys import KeyFile
+from serving.settings import Settings
 
 USER = "a-very-private-id"
 
@@ -71,15 +76,64 @@ def test_a_key_has_its_rate(published, capsys):
     assert refused and int(refused[0].headers["retry-after"]) >= 1 and answers[0].status_code == 200
 
 
-def test_buckets_fill_again_and_are_bounded():
-    clock = [0.0]
-    buckets = TokenBuckets(lambda: clock[0])
+@pytest.mark.parametrize("shared", [False, True])
+def test_buckets_fill_again_and_are_bounded(shared, tmp_path):
+    clock = [100.0]
+    buckets = SharedBuckets(tmp_path / "limits", lambda: clock[0]) if shared else TokenBuckets(lambda: clock[0])
     assert [buckets.take("a", 2, 4) for _ in range(5)] == [0, 0, 0, 0, 0.5]
-    clock[0] = 0.5
+    clock[0] += 0.5
     assert buckets.take("a", 2, 4) == 0 and buckets.take("a", 2, 4) > 0
     for n in range(20_000):
-        buckets.take(str(n), 1, 1)
-    assert len(buckets._buckets) <= 10_000
+        assert buckets.take(str(n), 1, 1) == 0
+    assert (tmp_path / "limits").stat().st_size < 1 << 20 if shared else len(buckets._buckets) <= 10_000
+    clock[0] += 1
+    assert buckets.take("19999", 1, 1) == 0 < buckets.take("19999", 1, 1)
+
+
+def test_workers_share_a_rate_wherever_the_connections_are(tmp_path):
+    clock = [100.0]
+    settings = Settings("", tmp_path, workers=4, run=tmp_path)
+    workers = [Guard(settings, lambda: clock[0]) for _ in range(4)]
+
+    def passed(chosen):
+        count = 0
+        for worker in chosen:
+            with contextlib.suppress(ProblemError):
+                worker._take("key", 8)
+                count += 1
+        return count
+
+    assert passed([workers[0]] * 30) == 16  # two seconds' worth, all at one worker
+    clock[0] += 1
+    assert passed([workers[0]] * 8) == 8 and passed(workers * 10) == 0
+    clock[0] += 2
+    assert passed(workers * 10) == 16
+
+
+def test_a_key_made_while_the_server_runs_ends_what_everybody_might(published, capsys, monkeypatch):
+    monkeypatch.setattr("serving.api.auth.RELOAD_SECONDS", 0.05)
+    path = "/v1/recommendations?user_id=ann"
+    with client_of(published, keys=published.workspace.keys, until_keys=True) as client:
+        assert client.get(path).status_code == 200 and client.get("/openapi.json").json()["paths"]
+        assert client.get(path, headers={"Host": "evil.example"}).status_code == 403
+        key = add(capsys, published, "--role", "read")
+        deadline = time.monotonic() + 5
+        while client.get(path).status_code == 200:
+            assert time.monotonic() < deadline
+        assert client.get(path).status_code == 401 and ids(client.get(path, headers=bearer(key)))
+    with client_of(published, keys=published.workspace.root / "later.json", anonymous=("read",)) as client:
+        (published.workspace.root / "later.json").write_text("{}")
+        time.sleep(0.3)
+        assert client.get(path).status_code == 200  # what was said, stays
+
+
+def test_a_file_of_keys_that_cannot_be_read_lets_nobody_in(published, monkeypatch):
+    monkeypatch.setattr("serving.api.auth.RELOAD_SECONDS", 0.05)
+    with client_of(published, keys=published.workspace.keys, until_keys=True) as client:
+        published.workspace.keys.write_text("no keys")
+        deadline = time.monotonic() + 5
+        while client.get("/v1/recommendations?user_id=ann").status_code == 200:
+            assert time.monotonic() < deadline
 
 
 def test_a_server_without_keys_answers_this_machine_only(published):
