@@ -17,7 +17,12 @@ GET /healthz  GET /readyz  GET /metrics (Prometheus)  GET /client.js (for browse
 
 202  {"accepted", "rejected", "events": [{"event_id", "status", "reason", "detail"}]} in the order sent; the log has them
 422  no event is valid; what is rejected is kept, with its reason, in the log of dead letters LOG-dead
+401, 403  the key is missing, not known or has no role write_events
 413  too large    429, 503  busy, or the log is away: send again after Retry-After what is not "accepted", with its event_id
+
+Who may send: on this machine (127.0.0.1) everybody while there is no file of keys, as with serve. 'beamrec keys add --role
+write_events' makes one; from then on a request needs "Authorization: Bearer KEY". Other addresses need keys, or --open, for
+whoever sends events can hide items, and whoever PUTs items can remove them. PUTs leave an audit line in the log.
 
 A purchase also hides its item from its user at once, in the store. Items and users go to the logs LOG-items and LOG-users.
 A local log has one writing process; --workers is for Kafka. SIGTERM or Ctrl-C ends what was begun: nothing accepted is lost.
@@ -30,7 +35,10 @@ import importlib.util
 import logging
 import logging.config
 import os
+import shutil
+import tempfile
 
+from beam_pipelines.access import access_of
 from beam_pipelines.cli.serve import _listen
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, add_common_flags
@@ -52,13 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="events that may wait for the log before 429 (default: 100000)")
     parser.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN",
                         help="web origin whose pages may post, such as https://shop.example; repeatable; '*' for all")
+    parser.add_argument("--keys", metavar="FILE", help="of 'beamrec keys' (default: WORKSPACE/keys.json where it is there)")
+    parser.add_argument("--open", action="store_true", help="take events, items and users from everybody, without a key")
     parser.add_argument("--no-store", action="store_true", help="neither stamp from the catalogue nor suppress")
     add_common_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Collects until SIGTERM or SIGINT."""
-    for package in ("uvicorn", "httptools", "fastavro"):  # else a worker would tell
+    for package in ("fastapi", "uvicorn", "httptools", "fastavro"):  # else a worker would tell
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     from serving.collector.settings import CollectorSettings, creating, open_for_writing
@@ -72,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
                                    ("max-waiting", args.max_waiting, 1, 10_000_000)):
         if not low <= value <= high:
             raise UserError(f"--{name} is a number from {low} to {high}, not {value}")
+    writers = ("write_events",)
+    access = access_of(args, config, writers, ",".join(writers) if args.open else None, writers[0], "--open")
     uri = args.log or f"dir:{config.workspace.root / 'log'}"
     if args.workers > 1 and uri.startswith("dir:"):
         raise UserError("--workers above 1 needs Kafka: one process writes a local log")
@@ -86,9 +98,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--store: {error}; --no-store does without") from error
     config.workspace.run_clock()  # one that can only be read is no hindrance: no clock is asked here
     listening = _listen(args.host, args.port, BACKLOG)
-    settings = CollectorSettings(uri, store, args.partitions, args.linger_ms, args.max_waiting, tuple(args.cors_origin))
+    folder = tempfile.mkdtemp(prefix="beamrec-collect-")
+    settings = CollectorSettings(uri, store, args.partitions, args.linger_ms, args.max_waiting, tuple(args.cors_origin),
+                                 str(access.keys), access.anonymous, access.until_keys, args.workers, folder, access.mask)
     os.environ.update(settings.to_env())
     logging.config.dictConfig(log_config())
     url = f"http://{args.host}:{listening.getsockname()[1]}"
     logging.getLogger(LOGGER).info("listening", extra={"fields": {"url": url, "log": uri.partition("?")[0]}})
-    return Dealer(listening, "serving.collector.app:create_app", args.workers).run()
+    try:
+        return Dealer(listening, "serving.collector.app:create_app", args.workers).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

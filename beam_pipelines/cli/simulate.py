@@ -25,6 +25,7 @@ From then on the workspace's clock runs, so features of a history that ended lon
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -58,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--rate", type=float, metavar="N", help="events per second to send, as they happen now")
     live.add_argument("--to", "--log", dest="to", metavar="URI",
                       help="http://HOST:PORT of a collector, or a log: dir:PATH, kafka://HOST:PORT/TOPIC")
+    live.add_argument("--key", default=os.environ.get("BEAMREC_KEY"), metavar="KEY",
+                      help="of 'beamrec keys', for a collector that asks for one (default: the variable BEAMREC_KEY)")
     live.add_argument("--seconds", type=float, metavar="N", help="for so long (default: until Ctrl-C)")
     live.add_argument("--batch", type=int, default=100, metavar="N", help="events per request (default: 100)")
     live.add_argument("--connections", type=int, default=4, metavar="N", help="requests at once (default: 4)")
@@ -129,7 +132,7 @@ def _live(config: Config, args: argparse.Namespace) -> int:
         if not good:
             raise UserError(message)
     world = World.from_seed(_spec(config, args))
-    target = open_target(args.to)
+    target = open_target(args.to, args.key)
     if config.workspace.is_frozen:
         config.workspace.run_clock()
         print(f"the clock of {config.workspace.root} runs from now on: features and lists from before count by their age",

@@ -57,10 +57,14 @@ class Target(Protocol):
         ...
 
 
-def open_target(uri: str) -> Target:
-    """The target of ``http://HOST:PORT`` or of an event log's URI; raises UserError when it is neither or is not there."""
+def open_target(uri: str, key: str | None = None) -> Target:
+    """The target of ``http://HOST:PORT`` or of an event log's URI; raises UserError when it is neither or is not there.
+
+    Args:
+      key: for a collector that asks for one.
+    """
     if uri.startswith(("http://", "https://")):
-        return HttpTarget(uri)
+        return HttpTarget(uri, key)
     try:
         return LogTarget(uri)
     except LogError as error:
@@ -87,7 +91,8 @@ _decoder = msgspec.json.Decoder(_Answer)
 class HttpTarget:
     """A collector. A batch that it cannot take now is sent again, with the same event ids, so that nothing counts twice."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
+        self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         parts = urlsplit(url)
         if not parts.hostname or parts.query or parts.username:
             raise UserError(f"--to {url}: an address like http://127.0.0.1:8000")
@@ -106,7 +111,7 @@ class HttpTarget:
             while True:
                 started = time.perf_counter()
                 try:
-                    connection.request("POST", self._path, body, {"Content-Type": "application/json"})
+                    connection.request("POST", self._path, body, self._headers)
                     response = connection.getresponse()
                     raw = response.read()
                 except (OSError, http.client.HTTPException):

@@ -4,8 +4,10 @@
  *   const events = beamrec.client({url: "http://COLLECTOR", userId: "u1"});
  *   events.track("click", {item_id: "i1", surface: "homepage"});
  *
- * Nothing is kept in cookies or storage. What waits when the page goes away is handed to sendBeacon.
- * Options: url, userId, headers {}, batchSize 50, waitMs 500, maxQueue 1000, minRetryMs 500, maxRetryMs 30000, maxTries 12,
+ * Nothing is kept in cookies or storage. What waits when the page goes away is handed to sendBeacon, or with a key, which a
+ * beacon cannot carry, to fetch with keepalive. A key in a page is everybody's who reads it, and writes items too: where that
+ * matters let your own site's server add it.
+ * Options: url, userId, key, headers {}, batchSize 50, waitMs 500, maxQueue 1000, minRetryMs 500, maxRetryMs 30000, maxTries 12,
  * onDrop(event, reason): told of every event that is given up: rejected, too_large, queue_full, gave_up.
  */
 (function (root) {
@@ -23,6 +25,7 @@
 
   function client(options) {
     var url = options.url.replace(/\/$/, "") + "/v1/events";
+    var own = Object.assign(options.key ? {Authorization: "Bearer " + options.key} : {}, options.headers);
     var batchSize = Math.min(options.batchSize || 50, 1000), waitMs = options.waitMs === undefined ? 500 : options.waitMs;
     var maxQueue = options.maxQueue || 1000, maxTries = options.maxTries || 12;
     var minRetry = options.minRetryMs || 500, maxRetry = options.maxRetryMs || 30000;
@@ -53,7 +56,7 @@
       var batch = queue.splice(0, batchSize);
       sending = batch;
       root.fetch(url, {method: "POST", body: JSON.stringify(batch), keepalive: false,
-                       headers: Object.assign({"Content-Type": "application/json"}, options.headers)})
+                       headers: Object.assign({"Content-Type": "application/json"}, own)})
         .then(function (response) {
           return response.json().catch(function () { return {}; }).then(function (answer) { answered(batch, response, answer); });
         }, function () { again(batch, 0); });
@@ -107,6 +110,13 @@
       return done;
     }
 
+    function beacon(body) { // text/plain, so no preflight is needed
+      if (!Object.keys(own).length) return root.navigator.sendBeacon(url, body);
+      root.fetch(url, {method: "POST", body: body, keepalive: true, headers: Object.assign({"Content-Type": "application/json"}, own)})
+        .catch(function () {}); // the page is gone: there is nobody to tell
+      return true;
+    }
+
     function leave() { // the page may never come back: also what is on its way, for its answer may not arrive
       var left = (sending || []).concat(queue);
       if (!left.length || !root.navigator || !root.navigator.sendBeacon) return;
@@ -118,7 +128,7 @@
           left = some.splice(Math.ceil(some.length / 2)).concat(left);
           body = JSON.stringify(some);
         }
-        if (!root.navigator.sendBeacon(url, body)) { // text/plain, so no preflight is needed
+        if (!beacon(body)) {
           queue = some.concat(left);
           break;
         }

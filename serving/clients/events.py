@@ -37,7 +37,8 @@ class EventClient:
 
     Args:
       url: of the collector, such as http://127.0.0.1:8000.
-      headers: sent with every request, such as an Authorization.
+      key: of 'beamrec keys add --role write_events', for a collector that asks for one.
+      headers: sent with every request.
       batch_size: events per request, at most 1,000.
       wait_s: how long an event waits for others.
       max_queue: events that may wait; the oldest is dropped for a newer one.
@@ -45,10 +46,11 @@ class EventClient:
       on_drop: told of every event that is given up, with the reason; by default one log line.
     """
 
-    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, batch_size: int = 100, wait_s: float = 0.2,
-                 max_queue: int = 100_000, give_up_s: float = 600.0, timeout_s: float = 10.0, min_retry_s: float = 0.2,
-                 max_retry_s: float = 30.0, on_drop: Dropped | None = None) -> None:
-        self._connection = _Connection(url, dict(headers or {}), timeout_s)
+    def __init__(self, url: str, *, key: str | None = None, headers: Mapping[str, str] | None = None,
+                 batch_size: int = 100, wait_s: float = 0.2, max_queue: int = 100_000, give_up_s: float = 600.0,
+                 timeout_s: float = 10.0, min_retry_s: float = 0.2, max_retry_s: float = 30.0,
+                 on_drop: Dropped | None = None) -> None:
+        self._connection = _Connection(url, _headers(key, headers), timeout_s)
         self._batch, self._wait = max(1, min(batch_size, 1000)), wait_s
         self._max_queue, self._give_up = max_queue, give_up_s
         self._min_retry, self._max_retry = min_retry_s, max_retry_s
@@ -187,20 +189,24 @@ class EventClient:
         return kept
 
 
-def put_item(url: str, item_id: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0,
-             **fields: Any) -> None:
+def put_item(url: str, item_id: str, *, key: str | None = None, headers: Mapping[str, str] | None = None,
+             timeout_s: float = 10.0, **fields: Any) -> None:
     """Upserts an item; raises CollectorError when it is refused or the collector does not answer."""
-    _put(url, f"/v1/items/{quote(item_id, safe='')}", headers, timeout_s, fields)
+    _put(url, f"/v1/items/{quote(item_id, safe='')}", _headers(key, headers), timeout_s, fields)
 
 
-def put_user(url: str, user_id: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 10.0,
-             **fields: Any) -> None:
+def put_user(url: str, user_id: str, *, key: str | None = None, headers: Mapping[str, str] | None = None,
+             timeout_s: float = 10.0, **fields: Any) -> None:
     """Upserts a user; raises as put_item."""
-    _put(url, f"/v1/users/{quote(user_id, safe='')}", headers, timeout_s, fields)
+    _put(url, f"/v1/users/{quote(user_id, safe='')}", _headers(key, headers), timeout_s, fields)
 
 
-def _put(url: str, path: str, headers: Mapping[str, str] | None, timeout_s: float, fields: Event) -> None:
-    connection = _Connection(url, dict(headers or {}), timeout_s)
+def _headers(key: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
+    return {**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})}
+
+
+def _put(url: str, path: str, headers: dict[str, str], timeout_s: float, fields: Event) -> None:
+    connection = _Connection(url, headers, timeout_s)
     try:
         status, _, answer = connection.request("PUT", path, fields)
     except (OSError, http.client.HTTPException) as error:

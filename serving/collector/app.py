@@ -11,9 +11,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from schemas import metric_names as names
+from serving.api.auth import Caller, Guard, RawHeaders, audit
+from serving.api.problems import CONTENT_TYPE, ProblemError
 from serving.collector.bodies import warm_up
 from serving.collector.connection import CollectorConnection, Done
 from serving.collector.dead import DeadLetters
@@ -26,7 +29,8 @@ from serving.collector.suppress import URGENT, Suppressor
 from serving.collector.upserts import Upserts
 from serving.collector.wire import MAX_BODY_BYTES
 from serving.eventlog import EventLog, LogError, Producer
-from serving.logs import LOGGER
+from serving.logs import LOGGER, Mask
+from serving.settings import Settings
 
 _log = logging.getLogger(LOGGER)
 _JSON, _TEXT, _SCRIPT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8", b"text/javascript; charset=utf-8"
@@ -38,6 +42,7 @@ Receive = Callable[[], Awaitable[Scope]]
 Send = Callable[[Scope], Awaitable[None]]
 _GARBAGE = 20_000
 """New objects between collections."""
+_MAX_KNOWN = 10_000
 
 
 class BodyTooLargeError(Exception):
@@ -111,10 +116,14 @@ class CollectorApp:
         self._collector = Collector(settings)
         self._counters = self._collector.counters
         self._origins = frozenset(settings.cors_origins)
+        self._mask = Mask(settings.mask)
+        self._known: set[bytes] = set()
+        self._guard = Guard(_limits(settings), changed=self._known.clear)
         self._client = resources.files("serving.clients").joinpath("client.js").read_bytes()
 
     def _start(self) -> None:
         self._collector.open()
+        self._guard.start()
         self._collector.router.quick = False
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         gc.collect()
@@ -130,6 +139,7 @@ class CollectorApp:
         _log.info("loops ready", extra={"fields": {"seconds": round(time.perf_counter() - started, 1)}})
 
     async def _end(self) -> None:
+        self._guard.close()
         await self._collector.flush()
         self._collector.close()
         _log.info("worker stopped", extra={"fields": {"accepted": sum(self._counters.accepted.values())}})
@@ -138,6 +148,10 @@ class CollectorApp:
     def takes_posts(self) -> bool:
         """See TakesPosts."""
         return not self._origins and self._collector.router.quick
+
+    def knows(self, authorization: bytes) -> bool:
+        """See TakesPosts."""
+        return authorization in self._known
 
     def post(self, body: bytes, done: Done) -> None:
         """See TakesPosts."""
@@ -156,14 +170,19 @@ class CollectorApp:
             return
         started = time.perf_counter()
         method, path, headers = scope["method"], scope["path"], dict(reversed(scope["headers"]))
-        route = _EVENTS
+        route, outcome = _EVENTS, cast(bytes | Outcome | ProblemError, FAILED)
         try:
             if path == _EVENTS and method == "POST":
+                self._writer(scope, headers)
                 outcome = await self._events(headers, receive)
             elif method == "PUT" and path.startswith((_ITEMS, _USERS)):
-                route, outcome = path[: len(_ITEMS)], await self._upsert(path, headers, receive)
+                route = path[: len(_ITEMS)]
+                caller = self._writer(scope, headers)
+                outcome = await self._upsert(caller, path, headers, receive)
             else:
                 return await self._other(method, path, headers, send)
+        except ProblemError as problem:
+            outcome = problem
         except BodyTooLargeError:
             route, outcome = "body", Outcome(413, detail=f"a request has at most {MAX_BODY_BYTES:,} bytes")
         except ClientGoneError:
@@ -203,9 +222,21 @@ class CollectorApp:
             return quick
         return await router.accept_slowly(body, None if key is None else key.decode("latin-1"))
 
-    async def _upsert(self, path: str, headers: Received, receive: Receive) -> Outcome:
-        entity = "item" if path.startswith(_ITEMS) else "user"
-        return await self._collector.upserts[entity].put(path[len(_ITEMS) :], await _body(headers, receive))
+    async def _upsert(self, caller: Caller, path: str, headers: Received, receive: Receive) -> Outcome:
+        entity, entity_id = "item" if path.startswith(_ITEMS) else "user", path[len(_ITEMS) :]
+        outcome = await self._collector.upserts[entity].put(entity_id, await _body(headers, receive))
+        who = {"user": self._mask(entity_id)} if entity == "user" else {"item_id": entity_id[:256]}
+        audit(caller, entity, **who, status=outcome.status)
+        return outcome
+
+    def _writer(self, scope: Scope, headers: Received) -> Caller:
+        """Who writes; raises ProblemError."""
+        caller = self._guard.check(RawHeaders(headers), "write_events", scope["client"][0] if scope["client"] else "")
+        if not caller.limited:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known.add(headers.get(b"authorization", b""))
+        return caller
 
     async def _other(self, method: str, path: str, received: Received, send: Send) -> None:
         headers: Headers = []
@@ -235,10 +266,20 @@ class CollectorApp:
             headers += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
 
 
-def _answer(outcome: bytes | Outcome) -> tuple[int, Headers, bytes]:
+def _limits(settings: CollectorSettings) -> Settings:
+    """What a Guard asks of a server's settings."""
+    return Settings("", Path(), keys=Path(settings.keys) if settings.keys is not None else None, anonymous=settings.anonymous,
+                    workers=settings.workers, run=Path(settings.run) if settings.run is not None else None,
+                    until_keys=settings.until_keys)
+
+
+def _answer(outcome: bytes | Outcome | ProblemError) -> tuple[int, Headers, bytes]:
     """Status, headers and body."""
     if isinstance(outcome, bytes):
         return 202, [(b"content-type", _JSON)], outcome
+    if isinstance(outcome, ProblemError):
+        more = [(name.lower().encode(), value.encode()) for name, value in outcome.headers.items()]
+        return outcome.status, [(b"content-type", CONTENT_TYPE.encode()), *more], outcome.body()
     headers = [(b"content-type", outcome.content_type.encode())]
     if outcome.retry_after_s:
         headers.append((b"retry-after", b"%d" % math.ceil(outcome.retry_after_s)))

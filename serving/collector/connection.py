@@ -15,8 +15,9 @@ from serving.collector.wire import MAX_BODY_BYTES
 from serving.server.protocol import IDLE_S, Connection
 
 EVENTS = b"/v1/events"
-_LONG_WAY = frozenset((b"transfer-encoding", b"content-encoding", b"idempotency-key", b"expect", b"upgrade"))
-"""A request with one of these headers goes uvicorn's way."""
+_KEY = b"authorization"
+_LOOKED_AT = frozenset((b"transfer-encoding", b"content-encoding", b"idempotency-key", b"expect", b"upgrade", _KEY))
+"""A request with one of these headers goes uvicorn's way, but with a key that has passed before."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 Done = Callable[[int, Headers, bytes], None]
@@ -28,6 +29,10 @@ class TakesPosts(Protocol):
     @property
     def takes_posts(self) -> bool:
         """Whether ``post`` may be called now."""
+        ...
+
+    def knows(self, authorization: bytes) -> bool:
+        """Whether who sent this header, b"" for none, may post without being looked at again."""
         ...
 
     def post(self, body: bytes, done: Done) -> None:
@@ -67,13 +72,16 @@ class CollectorConnection(Connection):
         if self.url != EVENTS or not cast(TakesPosts, self.app).takes_posts or parser.get_method() != b"POST" \
                 or (cycle is not None and not cycle.response_complete) or self.pipeline or self.flow.write_paused:
             return False
-        size = b"0"
+        size, key = b"0", b""
         for name, value in self.headers:
             if name == b"content-length":
                 size = value
-            elif name in _LONG_WAY:
-                return False
-        return 0 < int(size) <= MAX_BODY_BYTES and parser.get_http_version() == "1.1" and not self.transport.is_closing()
+            elif name in _LOOKED_AT:
+                if name != _KEY or key:
+                    return False
+                key = value
+        return 0 < int(size) <= MAX_BODY_BYTES and cast(TakesPosts, self.app).knows(key) \
+            and parser.get_http_version() == "1.1" and not self.transport.is_closing()
 
     def on_body(self, body: bytes) -> None:
         post: Any = self.cycle

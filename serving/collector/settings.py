@@ -22,6 +22,10 @@ class CollectorSettings(msgspec.Struct, frozen=True):
       linger_ms: how long an event waits for others of its partition.
       max_waiting: events that may wait for the log.
       cors_origins: web origins that may post and read answers; "*" for all.
+      keys: file of API keys, which may come later; None: everybody may write whom ``anonymous`` lets.
+      anonymous: roles of a request without a key; until_keys: while there is no file of keys, and no longer.
+      workers, run: processes that share each limit, and the folder where they do.
+      mask: secret under which user ids are hashed in logs.
     """
 
     log: str
@@ -30,6 +34,12 @@ class CollectorSettings(msgspec.Struct, frozen=True):
     linger_ms: float = 3.0
     max_waiting: int = 100_000
     cors_origins: tuple[str, ...] = ()
+    keys: str | None = None
+    anonymous: tuple[str, ...] = ("write_events",)
+    until_keys: bool = False
+    workers: int = 1
+    run: str | None = None
+    mask: str = ""
 
     @classmethod
     def from_env(cls) -> CollectorSettings:

@@ -147,6 +147,15 @@ def test_the_compose_stream_command_is_beamrecs():
     assert args.store == "bigtable://local/dev" and args.log == "kafka://kafka:9092/events"
 
 
+def test_what_listens_for_others_takes_keys_only():
+    commands = [service["command"] for service in compose()["services"].values() if service.get("command")]
+    commands += [p.values[0]["spec"]["template"]["spec"]["containers"][0]["args"] for p in manifests()
+                 if p.values[0]["kind"] == "Deployment"]
+    listening = [parsed(words) for words in commands if "--host" in words]
+    assert len(listening) == 4 and all(args.keys and args.host == "0.0.0.0" for args in listening)
+    assert not any(getattr(args, "open", False) or getattr(args, "anonymous", None) for args in listening)
+
+
 @pytest.mark.parametrize("document", manifests())
 def test_a_manifest_is_valid_kubernetes(document):
     validate = pytest.importorskip("kubernetes_validate", reason="not there: pip install 'beamrec[dev]'")

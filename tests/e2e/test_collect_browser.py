@@ -16,6 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 from collect_world import CollectServer, events_in
 
+from beam_pipelines.cli.main import main
+
 CLIENT = Path(__file__).parents[2] / "serving" / "clients" / "client.js"
 NODE = shutil.which("node") or shutil.which("nodejs")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -110,7 +112,8 @@ def test_in_node_a_queue_is_bounded_and_gives_up():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there: install the package chromium")
-def test_in_a_browser_what_waits_when_the_page_is_left_arrives(tmp_path):
+@pytest.mark.parametrize("has_key", [False, True], ids=["beacon", "with_a_key"])
+def test_in_a_browser_what_waits_when_the_page_is_left_arrives(tmp_path, capsys, has_key):
     left = threading.Event()
     pages = {}
 
@@ -120,9 +123,13 @@ def test_in_a_browser_what_waits_when_the_page_is_left_arrives(tmp_path):
         return 200, {"Content-Type": "text/html"}, pages.get(path, "").encode()
 
     web = Web(page)
+    key = ""
+    if has_key:
+        assert main(["keys", "add", "--role", "write_events", "--json", "--workspace", str(tmp_path / "ws")]) == 0
+        key = f"""key: "{json.loads(capsys.readouterr().out)['key']}", """
     collector = CollectServer(tmp_path / "ws", "--cors-origin", web.url)
     pages["/"] = f"""<script src="{collector.url}/client.js"></script><script>
-      const events = beamrec.client({{url: "{collector.url}", userId: "browser", waitMs: 60000}});
+      const events = beamrec.client({{{key}url: "{collector.url}", userId: "browser", waitMs: 60000}});
       events.track("view", {{item_id: "sent", surface: "item"}});
       events.flush().then(() => {{
         events.track("click", {{item_id: "left behind"}});
