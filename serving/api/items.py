@@ -99,10 +99,12 @@ def router(state: State) -> APIRouter:
 async def _told(state: State, request_id: str, item_id: str, found: Alike) -> SimilarItems:
     ids = [item.item_id for item in found.items]
     positions = found.bundle.positions(ids).tolist() if ids else []
-    extra = await state.titles.of([i for i, at in zip(ids, positions, strict=True) if at < 0])
+    newer = state.recommender.fresh.overlay.metadata(ids)
+    extra = await state.titles.of([i for i, at in zip(ids, positions, strict=True) if at < 0 and i not in newer])
     items = []
     for rank, (item, at) in enumerate(zip(found.items, positions, strict=True), 1):
-        metadata = found.bundle.metadata(at) if at >= 0 else extra.get(item.item_id, b'{"title":null}')
+        metadata = newer.get(item.item_id) or (
+            found.bundle.metadata(at) if at >= 0 else extra.get(item.item_id, b'{"title":null}'))
         items.append(SimilarItem(item.item_id, rank, item.similarity_score, item.similarity_type, item.shared_attributes,
                                  _metadata.decode(metadata)))
     return SimilarItems(request_id, item_id, items, found.bundle.manifest.model_version,

@@ -61,8 +61,8 @@ class Pieces:
         return [i for i, at in zip(unseen, positions, strict=True) if at < 0]
 
     def metadata(self, item_id: str, extra: Mapping[str, bytes]) -> bytes:
-        """JSON of an item's metadata."""
-        if self._bundle is not None:
+        """JSON of an item's metadata: what is brought along is newer than the bundle."""
+        if item_id not in extra and self._bundle is not None:
             at = int(self._bundle.positions([item_id])[0])
             if at >= 0:
                 return self._bundle.metadata(at)
@@ -70,10 +70,11 @@ class Pieces:
 
     def item(self, item_id: str, extra: Mapping[str, bytes]) -> tuple[bytes, bytes]:
         """What stands before the rank of an item, and what after its explanation."""
-        found = self._items.get(item_id)
+        found = self._items.get(item_id) if item_id not in extra else None
         if found is None:
-            found = b'{"item_id":%b,"rank":' % _encode(item_id), b',"metadata":%b}' % self.metadata(item_id, extra)
-            if item_id not in extra and self._bundle is not None:  # what is brought along may be newer next time
+            metadata = self.metadata(item_id, extra)
+            found = b'{"item_id":%b,"rank":' % _encode(item_id), b',"metadata":%b}' % metadata
+            if item_id not in extra and metadata is not NO_METADATA:  # what is brought along may be newer next time, or come
                 if len(self._items) >= MAX_PIECES:
                     self._items.clear()
                 self._items[item_id] = found
@@ -81,7 +82,7 @@ class Pieces:
 
     def explanation(self, kind: str, because: str, extra: Mapping[str, bytes]) -> bytes:
         """JSON of why an item is in a list."""
-        found = self._explanations.get((kind, because))
+        found = self._explanations.get((kind, because)) if because not in extra else None
         if found is None:
             sentence = reason_sentence(kind, (title_in(self.metadata(because, extra)) or because) if because else None)
             found = _encode({"type": kind, "reason": sentence, "source_item_id": because or None})
@@ -95,15 +96,14 @@ class Pieces:
 
     def page(self, ranked: Ranked, rank: int, extra: Mapping[str, bytes]) -> bytes:
         """The items of a page, ``rank`` of the first one first."""
-        items, explanations, parts = self._items, self._explanations, []
+        parts: list[bytes] = []
         scores = ranked.scores.tolist()
         total = sum(scores)
         if total - total != 0:  # one is no number, or endless: JSON has none of these
             scores = np.nan_to_num(ranked.scores).tolist()
         for item_id, score, source, kind, because in zip(ranked.item_ids, scores, ranked.sources, ranked.reasons,
                                                          ranked.because, strict=True):
-            head, tail = items.get(item_id) or self.item(item_id, extra)
-            why = explanations.get((kind, because)) or self.explanation(kind, because, extra)
+            (head, tail), why = self.item(item_id, extra), self.explanation(kind, because, extra)
             parts.append(b'%b%d,"score":%.7g,"rec_source":"%b","explanation":%b%b' % (
                 head, rank, score, source.encode(), why, tail))
             rank += 1
@@ -134,7 +134,7 @@ class Pages:
         return items_json(page, answer.ranked.scores, len(ask.shown) + 1, answer.bundle)
 
     def items(self, ask: Ask, answer: Answer, extra: Mapping[str, bytes]) -> bytes:
-        """The items of any page; ``extra``: metadata of those that are missing."""
+        """The items of any page; ``extra``: metadata of those that are missing, or newer than the bundle's."""
         return self.pieces(answer.candidates.version, answer.bundle).page(answer.ranked, len(ask.shown) + 1, extra)
 
     def missing(self, answer: Answer) -> list[str]:

@@ -50,10 +50,13 @@ class Lists:
     async def encoded(self, ask: Ask, answer: Answer) -> bytes:
         """The body of an answer."""
         started = time.perf_counter()
-        items = self._pages.packed(ask, answer)
+        overlay, ranked = self._state.recommender.fresh.overlay, answer.ranked
+        newer = overlay.metadata((*ranked.item_ids, *ranked.because)) if overlay.items else _NOTHING
+        items = self._pages.packed(ask, answer) if not newer else None
         if items is None:
-            missing = self._pages.missing(answer)
-            items = self._pages.items(ask, answer, await self._state.titles.of(missing) if missing else _NOTHING)
+            missing = [i for i in self._pages.missing(answer) if i not in newer]
+            extra = await self._state.titles.of(missing) if missing else _NOTHING
+            items = self._pages.items(ask, answer, {**extra, **newer} if newer else extra)
         body = self._pages.encode(ask, answer, items)
         self._state.counters.step("encode", time.perf_counter() - started)
         return body

@@ -7,8 +7,8 @@ the next one with ``with_items`` and swaps the reference. A new item gets a vect
   content = unit(text + category)
 
 text is the mean, over the title's words, of the mean unit vector of the popular items that hold the word (words in few
-items weigh more: 1 / log(1 + items)); category is the mean of its categories' centroids; prior is the mean of the items it was
-seen with already (``seen_with``), else its categories' centroid. Without known words and categories there is no vector.
+items weigh more: 1 / log(1 + items)); category is the mean of its categories' centroids, and prior the same again: nobody has
+seen the item yet. Without known words and categories there is no vector.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ItemUpsert:
-    """An item as the catalogue has it now. ``seen_with``: ids of items that the same users touched, with weights."""
+    """An item as the catalogue has it now."""
 
     item_id: str
     updated_at: int
@@ -45,7 +45,6 @@ class ItemUpsert:
     image: str | None = None
     attributes: Mapping[str, str | None] = field(default_factory=dict)
     is_active: bool = True
-    seen_with: Mapping[str, float] = field(default_factory=dict)
 
     def metadata(self) -> bytes:
         """As Bundle.metadata."""
@@ -82,13 +81,13 @@ class Overlay:
         """Of ``removed``."""
         return hashes_of(tuple(self.removed))
 
+    def metadata(self, ids: Iterable[str]) -> dict[str, bytes]:
+        """As Bundle.metadata, of those that something newer is known of."""
+        return {i: self.items[i].metadata() for i in ids if i in self.items}
+
     def with_items(self, upserts: Iterable[ItemUpsert]) -> Overlay:
         """This one and more."""
         return Overlay.of([*self.items.values(), *upserts])
-
-    def without_before(self, updated_at: int) -> Overlay:
-        """Only what changed since a time (microseconds): a new bundle knows the rest."""
-        return Overlay.of(u for u in self.items.values() if u.updated_at >= updated_at)
 
     def over(self, bundle: Bundle) -> OverlayRows:
         """Its active items as rows beside a bundle's; worked out once per bundle."""
@@ -150,12 +149,7 @@ def content_vector(bundle: Bundle, item: ItemUpsert) -> F32:
     """(d,) unit vector of a new item, see the module; zeros when nothing is known of it."""
     category = _mean([centroid(bundle, name) for name in item.categories], bundle)
     content = _unit(_text_vector(bundle, item.title or "") + category)
-    prior = category
-    if item.seen_with:
-        seen = bundle.units(bundle.positions(list(item.seen_with)))
-        weighted = _unit(np.array(list(item.seen_with.values()), np.float32) @ seen)
-        prior = weighted if weighted.any() else category
-    return _unit(ALPHA * content + (1 - ALPHA) * prior)
+    return _unit(ALPHA * content + (1 - ALPHA) * category)
 
 
 def _text_vector(bundle: Bundle, text: str) -> F32:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from schemas.cells import encode_list
 from schemas.keys import TRENDING, trending_key
 from serving.api.cursors import CursorError, decode_cursor, encode_cursor
+from serving.api.pages import Pieces
+from serving.ranking.model import Ranked
 from serving.responses import Recommendations, SimilarItems
 from serving.stores.base import Cell, FeatureWrite
 
@@ -128,3 +130,38 @@ def test_anything_else_is_no_cursor(text):
 
 def test_a_cursor_is_bounded():
     assert encode_cursor("v", np.zeros(995, np.uint32), np.arange(6, dtype=np.uint32)) is None
+
+
+def test_a_title_or_price_that_was_put_is_shown_before_the_next_bundle(tmp_path):
+    from serving_world import World
+
+    world = publish(World(tmp_path / "workspace"))
+
+    def shown(client, path="/v1/recommendations", **asked):
+        page = client.get(path, params={"page_size": 30, "user_id": "ann", **asked}).json()
+        return {item["item_id"]: item for item in page["items"]}
+
+    with client_of(world, log=f"dir:{tmp_path / 'log'}?partitions=1") as client:
+        assert shown(client)["i12"]["metadata"]["price"] == 13.0
+        for item, said in (("i12", {"title": "Sale", "price": 5.5, "categories": ["c0"]}), ("i5", {"title": "Renamed"})):
+            assert client.put(f"/v1/items/{item}", json=said).status_code == 202
+        deadline = time.monotonic() + 10
+        while len(client.app_state.recommender.fresh.overlay.items) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for asked in ({}, {"context": "email"}):
+            found = shown(client, **asked)
+            assert (found["i12"]["metadata"]["title"], found["i12"]["metadata"]["price"]) == ("Sale", 5.5)
+            assert found["i11"]["metadata"]["price"] == 12.0
+            assert found["i13"]["explanation"]["reason"] == "Because you watched Renamed"
+        similar = client.get("/v1/items/i8/similar", params={"limit": 20}).json()["items"]
+        assert {item["item_id"]: item["metadata"]["title"] for item in similar}["i12"] == "Sale"
+    world.store.close()
+
+
+def test_an_item_whose_title_could_not_be_read_gets_it_later(client):
+    pieces = Pieces(client.app_state.recommender.bundles.get("v1"))
+    assert b'"title":null' in pieces.item("x", {})[1] and b'"title":null' not in pieces.item("i1", {})[1]
+    ranked = Ranked(["x", "i1"], np.ones(2, np.float32), ["popular"] * 2, ["popular"] * 2, [""] * 2, {}, False)
+    assert pieces.missing(ranked.item_ids, ranked.because) == ["x"]
+    assert b'"title":"X"' in pieces.page(ranked, 1, {"x": b'{"title":"X"}'})
