@@ -98,7 +98,7 @@ class SideLog:
 
     def _read(self, log: EventLog, stop: threading.Event) -> bool:
         if self.next is None:
-            self.next = offsets_of(self._lake, self._table, log.uri)
+            self.next = patiently(functools.partial(offsets_of, self._lake, self._table, log.uri), stop)
         places = {p: self.next[p] if p in self.next else log.earliest(p) for p in range(log.partitions())}
         ends = {p: log.latest(p) for p in places}
         if beyond := [p for p in places if places[p] > ends[p]]:

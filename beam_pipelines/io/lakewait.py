@@ -19,8 +19,8 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def patiently(write: Callable[[], T], stop: threading.Event) -> T:
-    """Calls ``write`` until the lake takes it, with pauses of 0.5 to 30 s; ``write`` must be harmless to repeat.
+def patiently(call: Callable[[], T], stop: threading.Event) -> T:
+    """Calls ``call`` until the lake takes it, with pauses of 0.5 to 30 s; it must be harmless to repeat.
 
     Raises:
       OSError, OperationalError, CommitFailedException, ...: the lake is still away some tries after ``stop`` was set.
@@ -28,10 +28,10 @@ def patiently(write: Callable[[], T], stop: threading.Event) -> T:
     attempt = 0
     while True:
         try:
-            return write()
+            return call()
         except AWAY as error:
             wait = min(0.5 * 2 ** min(attempt, 10), _LONGEST_WAIT_S) * random.uniform(0.5, 1)
-            _LOG.warning("the lake cannot be written (%s); next try in %.1f s", type(error).__name__, wait)
+            _LOG.warning("the lake is away (%s); next try in %.1f s", type(error).__name__, wait)
             attempt += 1
             if stop.wait(wait) and attempt >= _LAST_TRIES:
                 raise

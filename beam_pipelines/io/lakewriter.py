@@ -104,12 +104,13 @@ def write_lake(lake: Lake, uri: str, *, start: Start = "earliest", until_end: bo
 
     Raises:
       LogError: there is no such log, or it is damaged.
+      OSError, OperationalError, ...: the lake was away, and still is some tries after ``stop`` was set.
     """
     stop, written = stop or threading.Event(), Written()
     log = open_log(uri)
     source = log.uri
     log.close()
-    known = committed_offsets(lake, source)
+    known = patiently(functools.partial(committed_offsets, lake, source), stop)
     reading = Reading(uri=uri, start=known or start, stop="end" if until_end else None, readers=1, watermark_delay_s=0.0,
                       idle_s=None, skew_s=_NO_SKEW_S, bundle_s=_POLL_S, linger_s=0.0, poll_bytes=_POLL_BYTES,
                       discover_s=30.0, on_gap="skip", run=f"lake:{uri}")

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.io.lakeside import KINDS, side_uri
@@ -78,6 +80,36 @@ def test_it_goes_on_where_the_last_commit_ended(tmp_path: Path, uri: str) -> Non
     titles = {r["item_id"]: (r["title"], r["is_active"]) for r in lake.read("items").to_pylist()}
     assert titles == {"a": ("new", True), "b": ("back", True)}
     assert write_lake(lake, uri, until_end=True).letters == 0
+
+
+def test_a_catalog_that_is_away_is_waited_for_wherever_it_is_asked(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch,
+                                                                   caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("beam_pipelines.io.lakewait._LONGEST_WAIT_S", 0.01)
+    log = open_log(uri)
+    log.append(0, [b"no event"], DAY)
+    log.close()
+    failures = Counter[tuple[str, str]]()
+
+    def twice_away(name: str) -> None:
+        original = getattr(Lake, name)
+
+        def call(lake: Lake, table: str, *args: Any, **named: Any) -> Any:
+            if failures[name, table] < 2:
+                failures[name, table] += 1
+                raise OperationalError("SELECT", {}, Exception("unable to open database file"))
+            return original(lake, table, *args, **named)
+
+        monkeypatch.setattr(Lake, name, call)
+
+    for name in ("newest_summary", "files", "commit"):
+        twice_away(name)
+    lake = Lake.open(tmp_path / "lake")
+    written = write_lake(lake, uri, until_end=True)
+    assert (written.rejected, written.items, written.users, written.letters) == (1, 2, 2, 3)
+    assert {r["source"].removeprefix(uri) for r in lake.read("dead_letters").to_pylist()} == {"", "-dead", "-items"}
+    tables = ("raw_events", "dead_letters", "items", "users")
+    assert failures.keys() > {("commit", table) for table in tables} | {("newest_summary", "events")}
+    assert set(failures.values()) == {2} and caplog.text.count("the lake is away") == failures.total()
 
 
 def test_logs_that_are_not_there_are_no_error(tmp_path: Path) -> None:
