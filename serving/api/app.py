@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.middleware.cors import CORSMiddleware
 
 from serving.api import events, features, items, models, page, recommendations, status, users
@@ -78,6 +79,12 @@ class App:
                                                        "ms": round(took * 1000, 3)}})
 
 
+class WholePath(PathConvertor):
+    """Ids in a path, whatever they hold: Starlette's own ends at a line break."""
+
+    regex = "(?s:.*)"
+
+
 def _route(scope: Message) -> str:
     """The path without what stands in it: an id may be a user's, and there is no end of them."""
     route = scope.get("route")
@@ -98,11 +105,13 @@ def create_app(settings: Settings | None = None) -> App:
         yield
         await state.close()
 
+    register_url_convertor("path", WholePath())
     app = FastAPI(title="beamrec", version="1", lifespan=lifespan, default_response_class=Response)
     add_problems(app)
-    for area in AREAS:
-        app.include_router(area.router(state))
-    describe(app, (shape for area in AREAS for shape in area.SCHEMAS), __doc__ or "", events.BARE)
+    routers: list[APIRouter] = [area.router(state) for area in AREAS]
+    for routes in routers:
+        app.include_router(routes)
+    describe(app, (shape for area in AREAS for shape in area.SCHEMAS), __doc__ or "", events.BARE, routers, state.guard.passes)
     origins = list(state.settings.cors_origins)
     inner = CORSMiddleware(app, origins, allow_methods=["GET", "POST", "PUT"], allow_headers=["*"]) if origins else app
     return App(state, app, inner)

@@ -179,8 +179,8 @@ def router(state: State) -> APIRouter:
     for prefix in ("/v1", ""):
         extra: dict[str, Any] = {"include_in_schema": bool(prefix)}
         routes.add_api_route(f"{prefix}/features/batch", get_batch, methods=["POST"], **many, **extra)
-        routes.add_api_route(f"{prefix}/features/{{entity}}/{{entity_id}}", get_one, methods=["GET"], **one, **extra)
-        routes.add_api_route(f"{prefix}/features/{{entity}}/{{entity_id}}", put_one, methods=["PUT"], **put, **extra)
+        routes.add_api_route(f"{prefix}/features/{{entity}}/{{entity_id:path}}", get_one, methods=["GET"], **one, **extra)
+        routes.add_api_route(f"{prefix}/features/{{entity}}/{{entity_id:path}}", put_one, methods=["PUT"], **put, **extra)
     return routes
 
 

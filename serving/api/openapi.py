@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from serving.api.problems import CONTENT_TYPE, TITLES
+from serving.api_keys import Role
 from serving.responses import Problem
 
 _REF = "#/components/schemas/{name}"
@@ -38,8 +40,15 @@ def body(shape: type, description: str = "") -> dict[str, Any]:
                             "content": {"application/json": {"schema": ref(shape)}}}}
 
 
-def describe(app: FastAPI, shapes: Iterable[type], description: str, bare: Iterable[str] = ()) -> None:
-    """Makes /openapi.json: FastAPI's document with our schemas instead of its own; of those in ``bare`` nothing is required."""
+def describe(app: FastAPI, shapes: Iterable[type], description: str, bare: Iterable[str] = (),
+             routers: Iterable[APIRouter] = (), passes: Callable[[Role], bool] | None = None) -> None:
+    """Makes /openapi.json: FastAPI's document with our schemas instead of its own; of those in ``bare`` nothing is required.
+
+    Args:
+      routers: of the application; an operation names the role that Guard.needs asks for.
+      passes: whether a request without a key has a role now; None: never.
+    """
+    roles = _roles(routers)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -53,9 +62,20 @@ def describe(app: FastAPI, shapes: Iterable[type], description: str, bare: Itera
                 "type": "http", "scheme": "bearer", "description": "a key of 'beamrec keys add'; its roles say what it may do"}}
             _drop_unused_422(document)
             app.openapi_schema = document
+        for (path, method), role in roles.items():  # anew each time: the first key may have been made
+            if operation := app.openapi_schema["paths"].get(path, {}).get(method):
+                operation["security"] = [{"key": [role]}, *([{}] if passes is not None and passes(role) else [])]
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _roles(routers: Iterable[APIRouter]) -> dict[tuple[str, str], Role]:
+    """The role that an operation needs, by path and method."""
+    return {(route.path_format, method.lower()): role for router in routers
+            for route in router.routes if isinstance(route, APIRoute)
+            for needed in route.dependant.dependencies if (role := getattr(needed.call, "role", None))
+            for method in route.methods or ()}
 
 
 def _drop_unused_422(document: dict[str, Any]) -> None:

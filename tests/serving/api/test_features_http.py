@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -88,6 +89,21 @@ def test_a_partial_put_keeps_the_others_and_what_get_says_can_be_put(client, wor
              "ttl_seconds": said["ttl_seconds"]}
     assert client.put("/features/item/copy", json=again).status_code == 200
     assert get(client, entity_id="copy", name=sorted(batch))["features"] == get(client, name=sorted(batch))["features"]
+
+
+def test_a_line_break_in_an_id_is_refused_and_not_cut_off(client):
+    for entity_id in ("toy%0A", "t%0Aoy", "%0Atoy"):
+        assert client.get(f"/v1/features/item/{entity_id}").status_code == 422
+        assert client.get(f"/recommendations/{entity_id}").status_code == 422
+
+
+@pytest.mark.parametrize("entity_id", ["a/b", "/a", "a/", "a?b#c d"])
+def test_an_id_may_hold_what_a_path_is_made_of(client, entity_id):
+    name = next(f.name for f in FEATURES if f.entity == "item" and f.dtype != "list" and f.source == "batch")
+    written = put(client, "item", quote(entity_id, safe=""), features={name: 1.0})
+    assert written.status_code == 200 and written.json()["id"] == entity_id, written.text
+    assert get(client, "item", quote(entity_id, safe=""))["features"][name] == 1.0
+    assert get(client, "item", "other")["known"] is False
 
 
 def test_the_newest_counts_whoever_computed_it_and_expiry_brings_back_the_other(client, world, monkeypatch):

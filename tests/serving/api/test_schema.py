@@ -3,7 +3,7 @@
 import httpx
 import pytest
 import requests
-from api_world import publish
+from api_world import client_of, publish
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from serving_world import Server, World
@@ -40,6 +40,7 @@ def test_answers_are_as_described(served, mode):
                       suppress_health_check=list(HealthCheck))
             @given(operation.as_strategy(generation_mode=mode))
             def holds(case):
+                case.headers.pop("Authorization", None)  # a made-up key would be refused before anything else is looked at
                 answer = case.call(base_url=served.url, session=session)
                 if answer.status_code != URI_TOO_LONG:  # said by the server before any route
                     case.validate_response(answer, checks=CHECKS)
@@ -51,3 +52,19 @@ def test_answers_are_as_described(served, mode):
             except BaseExceptionGroup as error:
                 wrong.append(f"{operation.label}: {error}")
     assert not wrong, "\n\n".join(wrong)
+
+
+def test_each_operation_says_which_role_it_needs(tmp_path):
+    world = publish(World(tmp_path / "workspace"))
+    open_routes = {("/healthz", "get"), ("/readyz", "get"), ("/metrics", "get")}
+    wants = {("/v1/recommendations", "get"): "read", ("/v1/events", "post"): "write_events",
+             ("/v1/features/{entity}/{entity_id}", "put"): "write_features", ("/v1/models/flip", "post"): "admin"}
+    for anonymous, also in (((), []), (("read", "write_events", "write_features", "admin"), [{}])):
+        with client_of(world, anonymous=anonymous) as client:
+            document = client.get("/openapi.json").json()
+        named = {(path, method): operation.get("security") for path, methods in document["paths"].items()
+                 for method, operation in methods.items()}
+        assert {call for call, said in named.items() if not said} == open_routes
+        for call, role in wants.items():
+            assert named[call] == [{"key": [role]}, *also], call
+    world.store.close()
