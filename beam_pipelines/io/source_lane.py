@@ -198,7 +198,7 @@ class Lane:
         message = (f"{self.name} partition {lost.partition}: offsets {lost.first} to {lost.end - 1} were deleted before "
                    "they were read")
         if self._reading.on_gap == "fail":
-            raise LogGap(f"{message}; --on-gap skip goes on without them") from gone
+            raise LogGap(f"{message}; a source with on_gap='skip' goes on without them") from gone
         _LOG.error("%s; going on at %d", message, end)
         return Step(Span({**span.places, lost.partition: place._replace(next=end)}, True, span.closed), lost=(lost,))
 

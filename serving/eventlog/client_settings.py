@@ -9,7 +9,8 @@ from pathlib import Path
 from serving.eventlog.base import MAX_RECORD_BYTES, LogUriError
 
 _MAX_FILE_BYTES = 64 << 10
-_SECRET = re.compile(r"password|secret|token|jaas|credential|oauthbearer\.config|ssl\.(key|certificate|keystore)|\.pem$", re.I)
+_SECRET = re.compile(r"password|secret|token|jaas|credential|user\.info|oauthbearer\.config|"
+                     r"ssl\.(key|certificate|keystore)|\.pem$", re.I)
 _QUEUED_KIB = 262_144
 """Fetched but not yet polled, over all partitions of a reader."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from schemas import avro
 from serving.eventlog import LogUnavailable, LogUriError
+from serving.eventlog.client_settings import ClientSettings
 from serving.eventlog.registry import SchemaRegistry, open_registry
 
 ANSWERS = {
@@ -78,3 +79,10 @@ def test_another_url_is_refused(url):
 
 def test_without_a_setting_there_is_none():
     assert open_registry({"bootstrap.servers": "x"}) is None
+
+
+@pytest.mark.parametrize("name", ["schema.registry.basic.auth.user.info", "basic.auth.user.info"])
+def test_the_registrys_password_is_not_told(name):
+    settings = ClientSettings({name: "shop:hunter2", "client.id": "shop"})
+    assert "hunter2" not in repr(settings) + str(settings) + settings.scrub("401 for shop:hunter2")
+    assert "client.id=shop" in repr(settings) and settings[name] == "shop:hunter2"
