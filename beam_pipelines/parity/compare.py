@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from beam_pipelines.parity.oracle import FEATURES, Oracle
 from schemas.features import GROUPS, features_of
-from schemas.stream_cells import RINGS, decode_rings, extract, window_sums
+from schemas.keys import SUPPRESSED, USER, row_key
+from schemas.stream_cells import RINGS, decode_rings, encode_suppression, extract, window_sums
+from serving.stores import Store
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream.base import FAR
 from transforms.accumulators.stream.item import ItemState
@@ -25,6 +27,7 @@ Lists, which are dearer to read, at the first and the last of these."""
 STREAM_GROUPS = tuple(g.name for g in GROUPS if g.source == "stream")
 _PARTS = {"user_session": ("user_session", "session_items", "session_categories"), "user_preference": ("category_preference",),
           "user_recent": ("recent_items",), "item_cooccurring": ("recent_cooccurring_items",)}
+_ROWS_AT_ONCE = 1000
 _LIST_COLUMNS = ("ids", "times", "scores")
 
 CellsById = Mapping[str, tuple[bytes, int]]
@@ -86,6 +89,20 @@ def compare_cells(what: str, ours: CellsById, theirs: CellsById, out: Difference
     """Byte by byte, timestamps too."""
     wrong = [i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i)]
     out.add(what, len(ours.keys() | theirs.keys()), len(wrong), f"e.g. {len(wrong)} rows" if wrong else "")
+
+
+def compare_suppressions(store: Store, oracle: Oracle, out: Difference) -> None:
+    """The cells that hide from users what they consumed, beside SQL, byte by byte."""
+    expected = {(user, item): (encode_suppression(at), at // 1000 * 1000) for user, item, at in oracle.consumed().iter_rows()}
+    users = sorted({user for user, _ in expected})
+    found = {}
+    for start in range(0, len(users), _ROWS_AT_ONCE):
+        some = users[start : start + _ROWS_AT_ONCE]
+        for user, cells in zip(some, store.read_features([row_key(USER, u) for u in some], "stream", [f"{SUPPRESSED}*"]),
+                               strict=True):
+            found |= {(user, group.removeprefix(SUPPRESSED)): (cell.value, cell.timestamp) for group, cell in cells.items()}
+    wrong = [pair for pair in found.keys() | expected.keys() if found.get(pair) != expected.get(pair)]
+    out.add("suppressions of the stream and SQL", len(found.keys() | expected.keys()), len(wrong))
 
 
 def compare_table(what: str, rows: pl.DataFrame, truth: pl.DataFrame, out: Difference) -> None:

@@ -125,6 +125,10 @@ class Oracle:
         self._db.execute(f"CREATE OR REPLACE TEMP TABLE at_item AS SELECT i, newest + {int(shift)} AS T FROM ti")
         return self._rows(FEATURES[name])
 
+    def consumed(self) -> pl.DataFrame:
+        """(user_id, item_id, newest): the newest click of each user on each item, microseconds: it hides the item."""
+        return self._rows("SELECT u AS user_id, i AS item_id, max(ts) AS newest FROM e GROUP BY u, i")
+
     def sessions_published(self) -> tuple[int, int, np.ndarray]:
         """How many published sessions there are, how many of them are exactly one of ours, and the gaps inside the others.
 

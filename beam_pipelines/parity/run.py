@@ -30,6 +30,7 @@ from beam_pipelines.parity.compare import (
     cells_of,
     compare_cells,
     compare_features,
+    compare_suppressions,
     compare_table,
     final_of,
 )
@@ -239,6 +240,7 @@ def _compare(folder: Path, lake: Lake, clicks: pl.DataFrame, arrivals: Arrivals,
         stored = {row.split("#", 2)[2]: (cell.value, cell.timestamp) for row, cell in store.scan_features("stream", group)}
         compare_cells(f"{group} of the stream and the batch", stored, batch_cells.get(group, {}), out)
         compare_features(group, stored, oracle, out)
+    compare_suppressions(store, oracle, out)
     store.close()
     stored_ids = lake.read("events", ["event_id"])["event_id"].to_pylist()
     missing = len(set(clicks["event_id"].to_list()) - set(stored_ids))

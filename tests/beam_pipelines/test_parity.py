@@ -17,12 +17,14 @@ from beam_pipelines.parity.compare import (
     cells_of,
     compare_cells,
     compare_features,
+    compare_suppressions,
     compare_table,
     final_of,
 )
 from beam_pipelines.parity.oracle import Oracle
 from beam_pipelines.parity.run import Plan, run
 from schemas.xxh3 import hash64_strings
+from serving.stores import open_store
 from transforms.accumulators.stream.item import ItemState
 from transforms.accumulators.stream.user import UserState
 
@@ -51,6 +53,13 @@ def test_direct_runner_is_equal_to_batch_and_sql(data: Path, tmp_path: Path) -> 
     assert report.examples == [] and report.equal
     assert (report.clicks, report.malformed, report.dead_letters, report.late) == (3000, 150, 150, 0)
     assert report.cells > 15_000
+    store, missing = open_store(f"sqlite:{tmp_path / 'run' / 'store.db'}", create=False), Difference()
+    clicks = read_clicks(data)
+    one = (pl.col("user_id") == 1) & (pl.col("click_article_id") == 1)
+    compare_suppressions(store, Oracle(clicks.filter(~one)), missing)
+    compare_suppressions(store, Oracle(clicks), same := Difference())
+    store.close()
+    assert (missing.cells, missing.differing, same.cells, same.differing) == (same.cells, 1, same.cells, 0) and same.cells > 500
 
 
 def test_what_is_disturbed_is_counted(data: Path) -> None:
