@@ -7,7 +7,7 @@ WORKSPACE ?=
 SERVICES ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: help install services demo demo-stream test lint bench screenshots clean
+.PHONY: help install services demo demo-stream test test-slow lint bench screenshots clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,11 +33,15 @@ demo-stream: $(STAMP) ## The stream at work, without Java and servers; WORKSPACE
 test: $(STAMP) ## The test suite; BEAMREC_DATA=DIR adds the tests on real data
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
+test-slow: $(STAMP) ## What 'make test' skips for its length: a job on Flink whose store is away, slow or new; fuzzing of the API
+	$(BIN)/beamrec services install flink
+	$(BIN)/python -m pytest tests/e2e/test_stream_store_away.py tests/serving/api/test_fuzz.py -m slow
+
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## Every benchmark of the README, as JSON lines
+bench: $(STAMP) ## Benchmarks of batch, lists, collector and stream, as JSON lines; freshness for a minute
 	$(BIN)/beamrec bench affinity --json
 	$(BIN)/beamrec bench incremental --json
 	$(BIN)/beamrec bench recommend --json
