@@ -120,4 +120,4 @@ def page_of(ask: Ask, answer: Answer, metadata: Mapping[str, Metadata]) -> Recom
         items.append(RankedItem(item, rank + len(ask.shown), float(f"{score:.7g}"), source,
                                 Explanation(kind, reason_sentence(kind, title), because or None), metadata.get(item, NOTHING)))
     return Recommendations(ask.request_id, items, recs.model_version, rfc3339(recs.generated_at), rfc3339(recs.expires_at),
-                           answer.candidates.tier, None)
+                           answer.candidates.tier, None, "missing" if answer.signals.missing else "read")

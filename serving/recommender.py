@@ -20,7 +20,7 @@ from serving.bundles import Bundles
 from serving.features import together
 from serving.ladder import Breakers, Found, Ladder, Make, NothingPublishedError, more_popular
 from serving.logs import LOGGER
-from serving.ranking.model import Ask, Candidates, Ranked, Signals
+from serving.ranking.model import CLIENT, Ask, Candidates, Ranked, Signals
 from serving.ranking.on_demand import NOTHING_FRESH, make
 from serving.ranking.policy import DEFAULT_CONTEXT, ContextPolicy, Policies, load
 from serving.ranking.rank import rank
@@ -57,11 +57,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Alike:
-    """Items like an item, best first, of the bundle's version. ``degraded``: by co-occurrence alone, for the index is away."""
+    """Items like an item, best first, of the bundle's version. ``degraded``: by co-occurrence alone, for the index is away;
+    ``signals``: of the user who looks."""
 
     items: Sequence[Similar]
     bundle: Bundle
     degraded: bool
+    signals: Signals
 
 
 class Recommender:
@@ -154,11 +156,11 @@ class Recommender:
                 breaker.failed()
             else:
                 breaker.ok()
-                return Alike(found, bundle, False) if found is not None else None
+                return Alike(found, bundle, False, signals) if found is not None else None
         position = int(bundle.positions([item_id])[0])
         if position < 0 and item_id not in overlay.items:
             return None
-        return Alike(_neighbours(bundle, position, signals.hidden, limit), bundle, True)
+        return Alike(_neighbours(bundle, position, signals.hidden, limit), bundle, True, signals)
 
     async def rerank(self, ask: Ask, item_ids: Sequence[str]) -> Answer:
         """A list that a client holds in the order of fresh signals: nothing joins it, what is hidden now leaves it. Raises
@@ -171,8 +173,8 @@ class Recommender:
         read = perf_counter()
         ranked = rerank(item_ids, ask, signals, policy, bundle, self.fresh.overlay)
         n, model = len(ranked.item_ids), bundle.manifest.model_version if bundle is not None else ""
-        recs = RankedList(ranked.item_ids, ranked.scores, ["two_tower"] * n, ["similar_taste"] * n, [""] * n, model, now, now)
-        candidates = Candidates(recs, choice.version, "list", True)
+        recs = RankedList(ranked.item_ids, ranked.scores, [CLIENT] * n, [CLIENT] * n, [""] * n, model, now, now)
+        candidates = Candidates(recs, choice.version, CLIENT, True)
         return Answer(ranked, candidates, signals, bundle, {"reads": read - started, "rank": perf_counter() - read})
 
     def policy(self, context: str) -> ContextPolicy:

@@ -9,12 +9,14 @@ import msgspec
 
 from serving.ranking.model import Tier
 
+SignalsRead = Literal["read", "missing"]
 ServedFrom = Tier
 """The tier that answered: ``serving.ranking.model.Tier``."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """Why the item is in the list. ``type`` is a name of schemas.cells.REASONS, ``reason`` a sentence for people."""
+    """Why the item is in the list. ``type`` is a name of schemas.cells.REASONS, or client where the list was the client's own;
+    ``reason`` a sentence for people."""
 
     type: str
     reason: str
@@ -44,7 +46,11 @@ class RankedItem(msgspec.Struct, frozen=True):
 
 
 class Recommendations(msgspec.Struct, frozen=True):
-    """One page of a ranked list. Times are RFC 3339 in UTC; ``next_cursor`` is null on the last page."""
+    """One page of a ranked list. Times are RFC 3339 in UTC; ``next_cursor`` is null on the last page.
+
+    ``signals`` says whether what is known of the user now was read. Where it is missing (the store is away, or late) the list
+    is in the order it was made in, and may hold what the user has consumed since.
+    """
 
     request_id: str
     items: list[RankedItem]
@@ -53,6 +59,7 @@ class Recommendations(msgspec.Struct, frozen=True):
     expires_at: str
     served_from: ServedFrom
     next_cursor: str | None
+    signals: SignalsRead = "read"
 
 
 class SimilarItem(msgspec.Struct, frozen=True):
@@ -104,6 +111,7 @@ _REASONS = {
     "trending": "Trending now",
     "new": "New in the catalogue",
     "discovery": "Something different",
+    "client": "From your own list",
 }
 
 

@@ -6,9 +6,11 @@ import secrets
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from msgspec import Meta
 
+from schemas.cells import RankedList
 from serving.api.events import read_body
 from serving.api.limits import MAX_ID, MAX_PAGE, MAX_RERANK
 from serving.api.openapi import body, responses
@@ -16,8 +18,8 @@ from serving.api.parameters import ID, MAX_REQUEST_ID, PAGE, REQUEST, WHOLE, Rea
 from serving.api.problems import ProblemError, invalid, unavailable
 from serving.api.state import State
 from serving.ladder import NothingPublishedError
-from serving.ranking.model import Ask
-from serving.recommender import Alike
+from serving.ranking.model import Ask, Candidates, Ranked
+from serving.recommender import Alike, Answer
 from serving.responses import Metadata, ParameterError, Recommendations, SimilarItem, SimilarItems
 
 _Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -39,6 +41,9 @@ class Rerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_id: _Token | None = None
 
 
+SIMILAR = "similar"
+"""Surface of similar items in what was served, and in metrics."""
+_SOURCES = {"cooccurrence": "item_cf", "vector": "two_tower", "content": "content"}
 SCHEMAS = (SimilarItems, Rerank, Recommendations)
 _decoder = msgspec.json.Decoder(Rerank)
 _encode = msgspec.json.Encoder().encode
@@ -72,7 +77,9 @@ def router(state: State) -> APIRouter:
             raise unavailable(str(error), title="No recommendations yet") from error
         if found is None:
             raise ProblemError(404, "no such item is known")
-        return _json(await _told(state, request_id, item_id, found))
+        answer = _json(await _shown(state, request_id, item_id, found))
+        lists.told(*_told(request_id, user_id, item_id, found))
+        return answer
 
     @routes.post("/v1/rerank", summary="A client's own list in a fresher order", dependencies=may_read,
                  responses=responses(Recommendations, 401, 403, 413, 415, 422, 429, 503), openapi_extra=body(Rerank))
@@ -96,7 +103,7 @@ def router(state: State) -> APIRouter:
     return routes
 
 
-async def _told(state: State, request_id: str, item_id: str, found: Alike) -> SimilarItems:
+async def _shown(state: State, request_id: str, item_id: str, found: Alike) -> SimilarItems:
     ids = [item.item_id for item in found.items]
     positions = found.bundle.positions(ids).tolist() if ids else []
     newer = state.recommender.fresh.overlay.metadata(ids)
@@ -109,6 +116,17 @@ async def _told(state: State, request_id: str, item_id: str, found: Alike) -> Si
                                  _metadata.decode(metadata)))
     return SimilarItems(request_id, item_id, items, found.bundle.manifest.model_version,
                         "cooccurrence" if found.degraded else "index")
+
+
+def _told(request_id: str, user_id: str, item_id: str, found: Alike) -> tuple[Ask, Answer]:
+    """What was shown, as lists are told: of surface SIMILAR, each item's source the largest part of its similarity."""
+    ids, scores = [s.item_id for s in found.items], np.array([s.similarity_score for s in found.items], np.float32)
+    n, manifest = len(ids), found.bundle.manifest
+    sources, reasons, because = [_SOURCES[s.similarity_type] for s in found.items], ["similar_item"] * n, [item_id] * n
+    ranked = Ranked(ids, scores, sources, reasons, because, {}, False)
+    recs = RankedList(ids, scores, sources, reasons, because, manifest.model_version, 0, 0)
+    return (Ask(user_id, SIMILAR, (item_id,), n, request_id=request_id),
+            Answer(ranked, Candidates(recs, manifest.version, "on_demand", False), found.signals, found.bundle, {}))
 
 
 def _json(answer: object) -> Response:

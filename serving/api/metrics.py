@@ -13,7 +13,7 @@ from schemas import metric_names as names
 from serving.collector.metrics import Histogram, labelled
 
 SHOWN_SECONDS, MAX_SHOWN_ITEMS = 3600.0, 1_000_000
-CONTEXTS = frozenset(("homepage", "item", "cart", "email"))
+CONTEXTS = frozenset(("homepage", "item", "cart", "email", "similar"))
 """Contexts that are told apart; a name comes from outside, so others are one."""
 _MAX_VERSIONS = 64
 Summary = tuple[int, float, float]

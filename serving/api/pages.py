@@ -147,9 +147,10 @@ class Pages:
         ranked, recs, version = answer.ranked, answer.candidates.recs, answer.candidates.version
         cursor = encode_cursor(version, ask.shown, _lows(ranked)) if ranked.more and len(ranked.item_ids) else None
         return b'{"request_id":%b,"items":[%b],"model_version":%b,"generated_at":"%b","expires_at":"%b","served_from":"%b",' \
-               b'"next_cursor":%b}' % (_encode(ask.request_id), items, _encode(recs.model_version),
+               b'"next_cursor":%b,"signals":"%b"}' % (_encode(ask.request_id), items, _encode(recs.model_version),
                                        _moment(recs.generated_at), _moment(recs.expires_at),
-                                       answer.candidates.tier.encode(), b'"%b"' % cursor.encode() if cursor else b"null")
+                                       answer.candidates.tier.encode(), b'"%b"' % cursor.encode() if cursor else b"null",
+                                       b"missing" if answer.signals.missing else b"read")
 
 
 def _lows(ranked: Ranked) -> npt.NDArray[np.uint32]:

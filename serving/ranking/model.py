@@ -16,9 +16,13 @@ import numpy.typing as npt
 from models.inference.idtable import hashes_of
 from schemas.cells import CellError, RankedList
 
-Tier = Literal["list", "expired_list", "previous_list", "on_demand", "segment_popular", "popular", "popular_in_memory"]
+Tier = Literal["list", "expired_list", "previous_list", "on_demand", "segment_popular", "popular", "popular_in_memory",
+               "client"]
 """What answered, best first: the user's list of the active version; that list past its expires_at; the user's list of the
-version before; a list made at this request; the popular list of the user's segment; of everybody; the one kept in memory."""
+version before; a list made at this request; the popular list of the user's segment; of everybody; the one kept in memory.
+Beside these: a list that the client holds."""
+CLIENT: Literal["client"] = "client"
+"""Source and reason of the items of such a list: nobody here knows where they come from."""
 
 
 @dataclass(slots=True)

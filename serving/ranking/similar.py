@@ -24,7 +24,7 @@ from models.inference.bundle import Bundle
 from models.inference.words import WordIndex, items_of_words, word_hashes
 from schemas.cells import RankedList
 from serving.ranking import kernels
-from serving.ranking.model import Ask, Candidates, Ranked, Signals
+from serving.ranking.model import CLIENT, Ask, Candidates, Ranked, Signals
 from serving.ranking.overlay import ItemUpsert, Overlay, OverlayRows, content_vector
 from serving.ranking.policy import ContextPolicy
 from serving.ranking.rank import rank
@@ -133,11 +133,11 @@ def rerank(ids: Sequence[str], ask: Ask, signals: Signals, policy: ContextPolicy
            overlay: Overlay | None = None) -> Ranked:
     """A list that a client holds, best first, in the order of fresh signals: nothing joins it, what is hidden now leaves."""
     n = len(ids)
-    recs = RankedList(list(ids), np.linspace(1, 0, n, endpoint=False, dtype=np.float32), ["two_tower"] * n,
-                      ["similar_taste"] * n, [""] * n, bundle.manifest.model_version if bundle is not None else "", 0, 0)
+    recs = RankedList(list(ids), np.linspace(1, 0, n, endpoint=False, dtype=np.float32), [CLIENT] * n,
+                      [CLIENT] * n, [""] * n, bundle.manifest.model_version if bundle is not None else "", 0, 0)
     still = replace(policy, explore_slot=0, session_candidates=0, max_per_category=0)
     version = bundle.version if bundle is not None else ""
-    return rank(replace(ask, page_size=max(1, n)), Candidates(recs, version, "list", True), signals, still, bundle, overlay)
+    return rank(replace(ask, page_size=max(1, n)), Candidates(recs, version, CLIENT, True), signals, still, bundle, overlay)
 
 
 class _Near:

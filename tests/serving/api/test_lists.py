@@ -1,7 +1,9 @@
 """Lists, similar items, a client's own list: what is answered, and that it is what the schema says."""
 
+import io
 import time
 
+import fastavro
 import msgspec
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from api_world import LISTED, client_of, ids, publish
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import avro
 from schemas.cells import encode_list
 from schemas.keys import TRENDING, trending_key
 from serving.api.cursors import CursorError, decode_cursor, encode_cursor
@@ -16,6 +19,8 @@ from serving.api.pages import Pieces
 from serving.ranking.model import Ranked
 from serving.responses import Recommendations, SimilarItems
 from serving.stores.base import Cell, FeatureWrite
+from serving.truth import encode_served
+from transforms.records.single_object import HEAD_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +103,8 @@ def test_similar_items_say_how_alike_they_are_and_in_what(client):
 def test_a_clients_own_list_is_ordered_and_nothing_joins_it(client):
     asked = {"user_id": "ann", "item_ids": ["i9", "i3", "i9", "i7"], "request_id": "r"}
     answer = client.post("/v1/rerank", json=asked)
+    assert {(i["rec_source"], i["explanation"]["type"]) for i in answer.json()["items"]} == {("client", "client")}
+    assert answer.json()["served_from"] == "client" and answer.json()["signals"] == "read"
     assert sorted(ids(answer)) == ["i3", "i7", "i9"] and answer.json()["items"][0]["metadata"]["title"]
     for wrong in ({}, {**asked, "item_ids": []}, {**asked, "items": []}, {**asked, "item_ids": ["x" * 300]}, [1]):
         refused = client.post("/v1/rerank", json=wrong)
@@ -165,3 +172,36 @@ def test_an_item_whose_title_could_not_be_read_gets_it_later(client):
     ranked = Ranked(["x", "i1"], np.ones(2, np.float32), ["popular"] * 2, ["popular"] * 2, [""] * 2, {}, False)
     assert pieces.missing(ranked.item_ids, ranked.because) == ["x"]
     assert b'"title":"X"' in pieces.page(ranked, 1, {"x": b'{"title":"X"}'})
+
+
+def test_an_answer_says_whether_what_its_user_does_now_was_read(client):
+    def said(**asked):
+        return msgspec.json.decode(client.get("/v1/recommendations", params=asked).content, type=Recommendations)
+
+    assert (said(user_id="ann").signals, said(user_id="eve").signals) == ("read", "read")
+    breaker = client.app_state.recommender.breakers.features
+    for _ in range(3):
+        breaker.failed()
+    assert (said(user_id="ann").served_from, said(user_id="ann").signals) == ("list", "missing")
+    deadline = time.monotonic() + 5
+    while said(user_id="ann").signals != "read":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_similar_items_are_told_and_counted_as_lists_are(tmp_path):
+    from serving_world import World
+
+    world, told = publish(World(tmp_path / "workspace")), []
+    with client_of(world, log=f"dir:{tmp_path / 'log'}?partitions=1") as client:
+        state = client.app_state
+        state.truth.tell = lambda ask, answer: told.append(encode_served(ask, answer, 7))
+        found = client.get("/v1/items/i4/similar", params={"limit": 5, "request_id": "mine", "user_id": "ann"}).json()["items"]
+        assert state.counters.tiers["similar", "on_demand"] == 1 and state.counters.short == 0
+        assert state.counters.shown.counts() == {item["item_id"]: 1 for item in found}
+    record = fastavro.schemaless_reader(io.BytesIO(told[0][HEAD_BYTES:]), avro.load("served_features"))
+    assert (record["request_id"], record["user_id"], record["surface"]) == ("mine", "ann", "similar")
+    assert [(i["item_id"], i["position"]) for i in record["items"]] == [(i["item_id"], i["rank"]) for i in found]
+    kinds = {"cooccurrence": "item_cf", "vector": "two_tower", "content": "content"}
+    assert [i["rec_source"] for i in record["items"]] == [kinds[i["similarity_type"]] for i in found]
+    world.store.close()
