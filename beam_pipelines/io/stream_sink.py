@@ -154,6 +154,7 @@ class _WriteCells(beam.DoFn):  # type: ignore[misc]
         self._stats.update(stored(cells, time.time()))
         self._stats[metric_names.CELLS_WRITTEN] += cells.num_rows
         self._stats[metric_names.FLUSH_MS] += written.took_ms
+        self._stats[metric_names.FLUSHES] += 1
         if written.retries:
             self._retried.inc(written.retries)
             self._stats[metric_names.CELLS_RETRIED] += written.retries

@@ -19,6 +19,7 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.utils.timestamp import Timestamp
 
 from schemas.keys import STATUS, status_key
+from schemas.metric_names import STATE_BYTES
 from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite, StoreError
 from transforms.ingest import END_OF_TIME
@@ -27,8 +28,8 @@ _SECOND = 1_000_000
 _PERIOD_S = 1.0
 _FOLD_AFTER = 64
 _OFFSETS = "offsets"
-Offsets = dict[str, list[int]]
-"""By partition: the offset of the next record to read, and how many records wait."""
+Newest = dict[str, list[int]]
+"""Offsets by partition: the next record to read, and how many wait. Sizes by bucket: the number of deltas, and bytes."""
 _log = logging.getLogger(__name__)
 
 
@@ -101,10 +102,11 @@ class _Offsets(beam.DoFn):  # type: ignore[misc]
 @dataclass(eq=False)
 class WriteStatus(beam.PTransform):  # type: ignore[misc]
     """(job, counters as JSON) of every stage -> the store's status row of the job: JSON of watermark, written_at (both in
-    microseconds), run, ended, counters, offsets (by partition: offset of the next record to read, records that wait).
+    microseconds), run, ended, counters, offsets (by partition: offset of the next record to read, records that wait),
+    state_bytes (by entity).
 
     The watermark is the slowest stage's, whose counters these are. A store that is away only makes the row old, which is
-    what it then says. Offsets come among the counters, see ``CountProgress``.
+    what it then says. Offsets and sizes of buckets come among the counters, see ``CountProgress`` and BucketDoFn.
 
     Attributes:
       store: URI of the store.
@@ -182,10 +184,13 @@ class _Status(beam.DoFn):  # type: ignore[misc]
         _write(probe, Probe(at=END_OF_TIME))
         self._put(END_OF_TIME, *_summed(counted), ended=True)
 
-    def _put(self, watermark: int | None, counters: Counter[str], offsets: Offsets, ended: bool) -> None:
+    def _put(self, watermark: int | None, counters: Counter[str], newest: dict[str, Newest], ended: bool) -> None:
         now = time.time_ns() // 1_000_000 * 1000
+        sizes = Counter[str]()
+        for bucket, (_, size) in newest[STATE_BYTES].items():
+            sizes[bucket.partition("/")[0]] += size
         row = {"watermark": watermark, "written_at": now, "run": self._run, "ended": ended, "counters": counters,
-               "offsets": offsets}
+               _OFFSETS: newest[_OFFSETS], STATE_BYTES: sizes}
         try:
             if self._store is None:
                 self._store = open_store(self._uri, create=False, patient=True)
@@ -208,24 +213,26 @@ def _write(probe: Any, held: Probe) -> None:
     probe.write(json.dumps(vars(held)).encode())
 
 
-def _summed(counted: Any) -> tuple[Counter[str], Offsets]:
-    """The counters so far, and the furthest offsets; many are put back as one."""
+def _summed(counted: Any) -> tuple[Counter[str], dict[str, Newest]]:
+    """The counters so far, the furthest offsets and the newest sizes; many are put back as one."""
     parts = list(counted.read())
-    total, offsets = merged(map(json.loads, parts))
+    total, newest = merged(map(json.loads, parts))
     if len(parts) > _FOLD_AFTER:
         counted.clear()
-        counted.add(json.dumps({**total, _OFFSETS: offsets}).encode())
-    return total, offsets
+        counted.add(json.dumps({**total, **newest}).encode())
+    return total, newest
 
 
-def merged(parts: Iterable[dict[str, Any]]) -> tuple[Counter[str], Offsets]:
-    """Counters added; of each partition's offsets the furthest, with the most that then waited: in whatever order they come."""
-    total, offsets = Counter[str](), dict[str, list[int]]()
+def merged(parts: Iterable[dict[str, Any]]) -> tuple[Counter[str], dict[str, Newest]]:
+    """Counters added; of each partition's offsets and each bucket's size the newest, and of those as new the most: in whatever
+    order they come."""
+    total, newest = Counter[str](), dict[str, Newest]({_OFFSETS: {}, STATE_BYTES: {}})
     for part in parts:
-        for partition, place in part.pop(_OFFSETS, {}).items():
-            offsets[partition] = max(place, offsets.get(partition, place))
+        for name, known in newest.items():
+            for key, found in part.pop(name, {}).items():
+                known[key] = max(found, known.get(key, found))
         total.update(part)
-    return total, offsets
+    return total, newest
 
 
 def read_status(store: Any, job: str) -> dict[str, Any] | None:

@@ -1,46 +1,60 @@
 """Metrics of a running stream in Prometheus' text format, served by the process that submitted it.
 
-Counters come from the job's status row, which the state makes exact; gauges and distributions (lag by partition, watermark
-delay, flush time, state size) from the runner.
+All of it comes from the job's status row, whatever the runner: counters, which the state makes exact, offsets, watermark, size
+of the state. How much of the log waits is also looked for in the log: a job that hangs does not tell.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from beam_pipelines.jobs.stream_run import Running
 from schemas.metric_names import (
+    CELLS_RETRIED,
+    CELLS_WRITTEN,
+    EVENTS_ACCEPTED,
+    EVENTS_DUPLICATE,
     EVENTS_LATE,
     EVENTS_READ,
+    FLUSH_MS,
+    FLUSHES,
     FRESHNESS,
     FRESHNESS_MS,
     NAMESPACE,
+    STATE_BYTES,
+    STATE_RESTORED,
+    STREAM_LAG,
     STREAM_STATUS_AGE,
     STREAM_UP,
     STREAM_WATERMARK,
+    STREAM_WATERMARK_DELAY,
     by_segment,
 )
+from serving.eventlog import EventLog, LogError, open_log
 from transforms.beam.stream.freshness import STAGES, cumulated
 from transforms.ingest import END_OF_TIME
 
 _log = logging.getLogger(__name__)
+_ASK_AGAIN_S = 60.0
+_ALWAYS = (EVENTS_READ, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, CELLS_WRITTEN, CELLS_RETRIED, FLUSHES, FLUSH_MS,
+           STATE_RESTORED)
+"""Counters that are told from the start: a rate needs the 0 before the first."""
 _SEGMENTS = {EVENTS_READ: ("event_type", "device"), EVENTS_LATE: ("event_type", "surface")}
 
 
-def exposition(status: dict[str, Any] | None, metrics: dict[str, float], now: float) -> str:
+def exposition(status: dict[str, Any] | None, now: float, ends: Mapping[int, int] | None = None) -> str:
     """The text of a scrape.
 
     Args:
       status: the job's status row.
-      metrics: gauges by name, such as ``lag_0``.
       now: seconds since 1970.
+      ends: by partition, where the log ends now; what is not known is as the row tells.
     """
     families: dict[str, list[tuple[str, float]]] = {}
 
@@ -53,6 +67,14 @@ def exposition(status: dict[str, Any] | None, metrics: dict[str, float], now: fl
         put(STREAM_UP, 0.0 if status["ended"] else 1.0)
         if status["watermark"] is not None and status["watermark"] < END_OF_TIME:
             put(STREAM_WATERMARK, status["watermark"] / 1e6)
+            put(STREAM_WATERMARK_DELAY, max(0.0, now - status["watermark"] / 1e6))
+        for partition, (place, waits) in status.get("offsets", {}).items():
+            end = (ends or {}).get(int(partition))
+            put(STREAM_LAG, waits if end is None else max(0, end - place), partition=partition)
+        for entity, size in status.get(STATE_BYTES, {}).items():
+            put(STATE_BYTES, size, entity=entity)
+        for name in _ALWAYS:
+            put(f"{name}_total", status["counters"].get(name, 0))
         for name, value in status["counters"].items():
             base, *parts = name.split("/")
             if base in (FRESHNESS, FRESHNESS_MS):
@@ -61,7 +83,7 @@ def exposition(status: dict[str, Any] | None, metrics: dict[str, float], now: fl
                 put(f"{base}_by_segment_total", value, **dict(zip(_SEGMENTS.get(base, ("a", "b")), parts, strict=False)))
             elif base.startswith("events_rejected_"):
                 put("events_rejected_by_reason_total", value, reason=base.removeprefix("events_rejected_"))
-            else:
+            elif base not in _ALWAYS:
                 put(f"{base}_total", value)
         for stage in STAGES:
             for bound, value in cumulated(status["counters"], stage):
@@ -69,9 +91,6 @@ def exposition(status: dict[str, Any] | None, metrics: dict[str, float], now: fl
                 if bound == "+Inf":
                     put(f"{FRESHNESS}_count", value, stage=stage)
                     put(f"{FRESHNESS}_sum", status["counters"].get(by_segment(FRESHNESS_MS, stage), 0) / 1000, stage=stage)
-    for name, value in metrics.items():
-        found = re.fullmatch(r"lag_(\d+)", name)
-        put("lag", value, partition=found[1]) if found else put(name, value)
     lines = []
     for family, samples in sorted(families.items()):
         of_histogram = family.removeprefix(f"{NAMESPACE}_{FRESHNESS}_")
@@ -87,22 +106,32 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def runner_metrics(result: Any) -> dict[str, float]:
-    """Gauges, and means and maxima of distributions, as the runner knows them; {} where it tells none."""
-    try:
-        found = result.metrics().query()
-    except Exception as error:
-        _log.debug("the runner tells no metrics: %s", error)
-        return {}
-    values: dict[str, float] = {}
-    for gauge in found["gauges"]:
-        if gauge.key.metric.namespace == NAMESPACE and gauge.result is not None:
-            values[gauge.key.metric.name] = float(gauge.result.value)
-    for each in found["distributions"]:
-        if each.key.metric.namespace == NAMESPACE and each.result is not None and each.result.count:
-            values[f"{each.key.metric.name}_mean"] = each.result.sum / each.result.count
-            values[f"{each.key.metric.name}_max"] = float(each.result.max)
-    return values
+class Ends:
+    """Where a log ends, by partition. One that is away is not asked again for a while: a scrape must not wait for it."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._lock, self._asked_again = uri, threading.Lock(), 0.0
+        self._log: EventLog | None = None
+
+    def known(self) -> dict[int, int]:
+        """The next offset to be written; {} while the log is away."""
+        with self._lock:
+            if time.monotonic() < self._asked_again:
+                return {}
+            try:
+                self._log = self._log or open_log(self._uri)
+                return {partition: self._log.latest(partition) for partition in range(self._log.partitions())}
+            except (LogError, OSError) as error:
+                _log.debug("the log does not say where it ends: %s", error)
+                self._asked_again = time.monotonic() + _ASK_AGAIN_S
+                return {}
+
+    def close(self) -> None:
+        """Leaves the log."""
+        with self._lock:
+            if self._log is not None:
+                self._log.close()
+                self._log = None
 
 
 @contextlib.contextmanager
@@ -117,7 +146,8 @@ def serving_metrics(port: int | None, job: Running, host: str = "127.0.0.1") -> 
             if self.path != "/metrics":
                 self.send_error(404)
                 return
-            body = exposition(job.status(), runner_metrics(job.result), time.time()).encode()
+            known = {} if job.config.until_end else ends.known()  # one with an end tells what waits until then
+            body = exposition(job.status(), time.time(), known).encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
@@ -127,6 +157,7 @@ def serving_metrics(port: int | None, job: Running, host: str = "127.0.0.1") -> 
         def log_message(self, format: str, *args: Any) -> None:
             _log.debug(format, *args)
 
+    ends = Ends(job.config.log)
     server = ThreadingHTTPServer((host, port), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -136,3 +167,4 @@ def serving_metrics(port: int | None, job: Running, host: str = "127.0.0.1") -> 
         server.shutdown()
         thread.join()
         server.server_close()
+        ends.close()

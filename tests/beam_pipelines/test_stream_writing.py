@@ -68,14 +68,17 @@ def test_a_store_that_stays_away_fails_the_bundle_in_the_end_and_the_next_one_do
     assert len(gaps) > 9 and min(gaps[6:]) >= 3.99
 
 
-def test_offsets_are_the_furthest_in_whatever_order_they_come() -> None:
+def test_offsets_and_sizes_are_the_newest_in_whatever_order_they_come() -> None:
     parts = [{"events_read": 2, "offsets": {"0": [5, 3], "1": [1, 0]}}, {"events_read": 3}, {"offsets": {"0": [9, 0]}},
-             {"offsets": {"0": [9, 2], "2": [0, 7]}}, {"events_late": 1}]
+             {"offsets": {"0": [9, 2], "2": [0, 7]}, "state_bytes": {"user/3": [20, 5_000]}},
+             {"events_late": 1, "state_bytes": {"user/3": [40, 900]}}]
     for order in itertools.permutations(parts):
-        counters, offsets = merged(json.loads(json.dumps(part)) for part in order)
-        assert counters == {"events_read": 5, "events_late": 1} and offsets == {"0": [9, 2], "1": [1, 0], "2": [0, 7]}
-        again = merged([{**counters, "offsets": offsets}, {"offsets": {"2": [7, 0]}}])
-        assert again == (counters, {**offsets, "2": [7, 0]})
+        counters, newest = merged(json.loads(json.dumps(part)) for part in order)
+        assert counters == {"events_read": 5, "events_late": 1}
+        offsets = {"0": [9, 2], "1": [1, 0], "2": [0, 7]}
+        assert newest == {"offsets": offsets, "state_bytes": {"user/3": [40, 900]}}
+        again = merged([{**counters, **newest}, {"offsets": {"2": [7, 0]}}])
+        assert again == (counters, {**newest, "offsets": {**offsets, "2": [7, 0]}})
 
 
 def test_progress_is_told_once_a_second_and_when_all_is_read() -> None:

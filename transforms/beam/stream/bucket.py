@@ -24,7 +24,8 @@ from transforms.beam.stream.state import Bucket, Final, Marker, Rules, in_pieces
 from transforms.ingest import END_OF_TIME
 
 STATS, FINAL = "stats", "final"
-"""Outputs beside the cells: (job name, counters of a bundle as JSON), and rows that are final (state.Final) by bucket."""
+"""Outputs beside the cells: (job name, JSON of a bundle's counters and of the sizes of its buckets), and rows that are final
+(state.Final) by bucket."""
 
 _IDLE_S = 600.0
 _GOLDEN = 0.6180339887498949
@@ -120,11 +121,12 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         self._live: LiveCopies = self._shared.acquire(LiveCopies)
         self._stats: Counter[str] = Counter()
         self._ages: list[Any] = []
+        self._sizes: dict[str, tuple[int, int]] = {}
         self._oldest: Timestamp = MAX_TIMESTAMP
 
     def start_bundle(self) -> None:
         """Counts anew."""
-        self._stats, self._ages, self._oldest = Counter(), [], MAX_TIMESTAMP
+        self._stats, self._ages, self._sizes, self._oldest = Counter(), [], {}, MAX_TIMESTAMP
 
     def reached(self, live: B, moments: Moments) -> None:
         """Notes that events, accepted at these moments, are in a bucket and wait for its flush."""
@@ -215,8 +217,9 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
     def finish_bundle(self) -> Iterator[Any]:
         """Gives out the counters."""
         self._stats.update(histogram(f"{self.KIND.ENTITY}_state", self._ages))
-        if self._stats:
-            yield self.at_end(STATS, (self._job, json.dumps(self._stats)))
+        told = {**self._stats, metric_names.STATE_BYTES: self._sizes} if self._sizes else self._stats
+        if told:
+            yield self.at_end(STATS, (self._job, json.dumps(told)))
 
     def at_end(self, tag: str, value: Any) -> Any:
         """An output of finish_bundle, no later than what the bundle was made of."""
@@ -250,6 +253,7 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
             held.deltas.clear()
             self._state_bytes.update(len(data))
         held.marker.write(live.changed().pack())
+        self._sizes[f"{live.ENTITY}/{live.key}"] = live.marker.sequence, live.snapshot_bytes + live.marker.delta_bytes
         return [live.waiting.stamp(whole, f"{live.ENTITY}_stored") for whole in as_one(cells)]
 
 
