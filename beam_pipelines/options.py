@@ -56,8 +56,8 @@ class Config:
         return cls.of(args.workspace, beam_args=tuple(getattr(args, "beam_args", ())), **overrides)
 
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that every command takes."""
+def add_common_flags(parser: argparse.ArgumentParser, runner: str = "direct, in this process") -> None:
+    """Adds the flags that every command takes; ``runner``: the default that the help names."""
     shared = parser.add_argument_group("common")
     shared.add_argument("--workspace", default="workspace", metavar="DIR",
                         help="folder that holds everything local (default: ./workspace)")
@@ -66,7 +66,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--store", metavar="URI",
                         help="sqlite:PATH or bigtable://PROJECT/INSTANCE (default: sqlite:WORKSPACE/store.db)")
     shared.add_argument("--buckets", type=int, help="hash shards of entities, a power of two, at least 8 (default: 8)")
-    shared.add_argument("--runner", help="Beam runner (default: direct, in this process)")
+    shared.add_argument("--runner", help=f"Beam runner (default: {runner})")
     shared.add_argument("--seed", type=int, help="seed of every random choice (default: 7)")
     shared.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     shared.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -154,4 +154,12 @@ class StreamConfig:
     @property
     def is_direct(self) -> bool:
         """FnApiRunner in this process: bounded input only, and no timers of processing time."""
-        return self.common.runner == "direct"
+        return runner_of(self.common.runner) == "direct"
+
+
+_ALIASES = {"PrismRunner": "prism", "FlinkRunner": "flink", "DirectRunner": "direct"}
+
+
+def runner_of(name: str) -> str:
+    """prism, flink or direct; takes Beam's names too. Any other name is a runner of Beam itself."""
+    return _ALIASES.get(name, name)

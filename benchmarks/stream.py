@@ -31,8 +31,8 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.jobs.stream_run import flags_of, launched, runner_of
-from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.jobs.stream_run import flags_of, launched
+from beam_pipelines.options import Config, StreamConfig, runner_of
 from beam_pipelines.runner import quiet_logs
 from beam_pipelines.services import flink, kafka
 from benchmarks.stream_feed import events_of, fill

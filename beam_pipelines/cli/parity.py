@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from beam_pipelines.cli.main import print_json
-from beam_pipelines.options import Config, add_common_flags
+from beam_pipelines.options import Config, add_common_flags, runner_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from beam_pipelines.errors import UserError
-    from beam_pipelines.jobs.stream_run import RUNNERS, runner_of
+    from beam_pipelines.jobs.stream_run import RUNNERS
     from beam_pipelines.parity.clicks import Disturbance
     from beam_pipelines.parity.run import Plan
     from beam_pipelines.parity.run import run as compare

@@ -2,7 +2,8 @@
 
   beamrec stream --log dir:PATH                        on Prism, started for the job; Ctrl-C ends it
   beamrec stream --log kafka://127.0.0.1:9092/events --runner flink
-                                                       on the Flink cluster of 'beamrec services up kafka flink'
+                                                       on the Flink cluster of 'beamrec services up kafka flink', which runs
+                                                       it on after Ctrl-C
   beamrec stream --log URI --until-end                 what the log holds now, then end
   beamrec stream --status                              watermark, events, copies, late ones, cells written, freshness
   beamrec stream --print-flags [FLAGS]                 all that decides values, speed and freshness, and end
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.options import Config, StreamConfig, add_common_flags
+from beam_pipelines.options import Config, StreamConfig, add_common_flags, runner_of
 from schemas.features import GROUPS
 from schemas.metric_names import (
     CELLS_WRITTEN,
@@ -44,6 +45,7 @@ from schemas.metric_names import (
     EVENTS_READ,
     FRESHNESS,
     FRESHNESS_MS,
+    STATE_BYTES,
 )
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -76,6 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="where they are served (default: 127.0.0.1; 0.0.0.0 for all)")
     flink = parser.add_argument_group("Flink")
     flink.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint or savepoint")
+    flink.add_argument("--resume-or-start", action="store_true", help="the same where there is one that this version can read, "
+                       "else start anew: for a supervisor that always gives the same command")
     flink.add_argument("--rewrite", action="store_true", help="with --resume: write again all that the checkpoint holds (done "
                        "anyway when the store has nothing of the job)")
     flink.add_argument("--drain", action="store_true", help="stop the running job with a savepoint")
@@ -88,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", action="store_true", help="print the status row of the job and end")
     parser.add_argument("--print-flags", action="store_true", help="print the flags that this command would run with, and end")
     parser.add_argument("beam_args", nargs="*", metavar="-- BEAM FLAGS", help="flags for Beam, after --")
-    add_common_flags(parser)
+    add_common_flags(parser, runner="prism")
 
 
 def seconds(text: str) -> float:
@@ -115,9 +119,7 @@ def start_of(text: str) -> Any:
 
 def config_of(args: argparse.Namespace) -> StreamConfig:
     """The parsed flags."""
-    common = Config.from_args(args)
-    if args.runner is None:
-        common = Config.from_args(argparse.Namespace(**{**vars(args), "runner": "prism"}))
+    common = Config.from_args(argparse.Namespace(**{**vars(args), "runner": runner_of(args.runner or "prism")}))
     for name in ("user_buckets", "item_buckets"):
         if (n := getattr(args, name)) < 1 or n & (n - 1):
             raise UserError(f"--{name.replace('_', '-')} is a power of two, not {n}")
@@ -154,6 +156,8 @@ def run(args: argparse.Namespace) -> int:
         return _drain(args, config)
     if not args.log:
         raise UserError("--log is needed: dir:PATH or kafka://HOST:PORT/TOPIC")
+    if args.detach and args.metrics_port is not None:
+        raise UserError("metrics are served by this command, which --detach ends: leave --detach or --metrics-port away")
     return _run(args, config)
 
 
@@ -162,7 +166,7 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
 
     from beam_pipelines.cli.main import print_json
     from beam_pipelines.jobs.stream_metrics import serving_metrics
-    from beam_pipelines.jobs.stream_run import launched
+    from beam_pipelines.jobs.stream_run import Resume, launched
     from beam_pipelines.progress import Stage
     from beam_pipelines.runner import quiet_logs
     from serving.eventlog import LogError, open_log
@@ -176,7 +180,8 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
     services = Path(args.services).absolute() if args.services else None
     began = time.time()
     checkpoints = Path(args.checkpoints) if args.checkpoints else None
-    with launched(config, args.resume, services, args.job_endpoint, checkpoints, seconds(args.checkpoint_every)) as job:
+    resume: Resume = "if possible" if args.resume_or_start else args.resume
+    with launched(config, resume, services, args.job_endpoint, checkpoints, seconds(args.checkpoint_every)) as job:
         if args.detach:
             print_json({"job": config.name, "flink_job": job.flink_job}) if args.json else print(f"{config.name} runs on")
             return 0
@@ -192,7 +197,14 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
                 stage.advance(read - seen, note=_line(status))
                 seen = read
 
-            job.wait(tell)
+            try:
+                job.wait(tell)
+            except KeyboardInterrupt:
+                if job.cancel is not None:
+                    job.cancel()
+                elif job.flink_job is not None:
+                    return _left(config, job.flink_job)
+                raise
         status = job.status() or {}
     if config.audit is not None and config.until_end and config.audit.is_dir():
         from beam_pipelines.io.lake import Lake
@@ -204,6 +216,15 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
     elif status:
         print(_report(status))
     return 0
+
+
+def _left(config: StreamConfig, flink_job: str) -> int:
+    """Says that the command is interrupted and the job is not; returns the exit code."""
+    import sys
+
+    print(f"beamrec stream: interrupted; {config.name} runs on as Flink job {flink_job}: --status tells how it is, --drain "
+          "stops it with a savepoint", file=sys.stderr)
+    return 130
 
 
 def _print_flags(args: argparse.Namespace, config: StreamConfig) -> int:
@@ -274,6 +295,8 @@ def _report(status: dict[str, Any]) -> str:
         lags = {partition: lag for partition, (_, lag) in sorted(offsets.items(), key=lambda each: int(each[0])) if lag}
         where = ", ".join(f"partition {partition}: {lag:,}" for partition, lag in lags.items())
         lines.append(f"lag           {sum(lags.values()):,} records wait" + (f" ({where})" if where else ""))
+    if sizes := status.get(STATE_BYTES):
+        lines.append("state         " + ", ".join(f"{size / 1e6:,.1f} MB of {name}s" for name, size in sorted(sizes.items())))
     for stage, points in freshness(counters).items():
         half, most = (f"{s:.1f} s" if s < math.inf else f"over {BOUNDS_S[-1]:.0f} s" for s in points)
         lines.append(f"{stage:<13} {half} after an event was accepted (p50), {most} (p99)")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.jobs.stream_run import Record, cluster_of, launched, runner_of, status_of
-from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.jobs.stream_run import Record, cluster_of, launched, running_on, status_of
+from beam_pipelines.options import Config, StreamConfig, runner_of
 from schemas.features import GROUPS
 from schemas.workspace import Workspace, write_atomically
 from serving.eventlog import EventLog, LogError, open_log
@@ -254,13 +254,7 @@ def _empty(home: Path) -> None:
 
 def _no_flink_job(runner: str, services: Path, name: str) -> None:
     """Raises UserError when Flink runs a job of this name: one whose command was killed runs on."""
-    if runner != "flink":
-        return
-    from beam_pipelines.services.flink_rest import ENDED
-
-    rest = cluster_of(services).rest
-    job = rest.find(f"beamrec-{name}")
-    if job is not None and rest.state(job) not in ENDED:
+    if runner == "flink" and (job := running_on(cluster_of(services), name)) is not None:
         raise UserError(f"{name} is in use: Flink job {job} runs; if it is of a replay that was killed: "
                         f"beamrec replay drop {name}")
 
@@ -309,9 +303,12 @@ def drop(space: Workspace, name: str, services: Path | None = None) -> bool:
         if not home.exists():
             return False
         record: Record | None = Record.read(Workspace(home), name)
-        for job in record.jobs if record is not None else []:
+        if record is not None:
             with contextlib.suppress(UserError, OSError):  # no cluster, or one that has forgotten the job
-                cluster_of(services or space.root / "services").rest.cancel(job)
+                cluster = cluster_of(services or space.root / "services")
+                job = record.jobs[-1] if record.jobs else running_on(cluster, name)  # killed while it was submitted
+                if job is not None:
+                    cluster.rest.cancel(job)
         shutil.rmtree(home)
     return True
 

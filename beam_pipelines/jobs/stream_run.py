@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -21,7 +21,8 @@ from apache_beam.runners.runner import PipelineState
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.stream_status import read_status
 from beam_pipelines.jobs.stream import construct
-from beam_pipelines.options import StreamConfig
+from beam_pipelines.options import StreamConfig, runner_of
+from beam_pipelines.services.flink_rest import newest_checkpoint
 from schemas.workspace import Workspace, write_atomically
 from serving.stores import StoreError, open_store
 from transforms.beam.stream.state import LAYOUT
@@ -34,7 +35,9 @@ BUNDLE_MS = 200
 event waits for seconds on its way through source, users and items."""
 _REWRITTEN_S = 600.0
 """A run that lived for so long has written all again: a pane closes every 5 minutes, for buckets without events too."""
-_ALIASES = {"PrismRunner": "prism", "FlinkRunner": "flink", "DirectRunner": "direct"}
+_RETRIES = 10
+"""Of a job with an end: who waits for it is told that it failed. One without end goes on for ever."""
+Resume = bool | Literal["if possible"]
 _log = logging.getLogger(__name__)
 
 
@@ -86,11 +89,6 @@ class Record:
     def write(self, workspace: Workspace, name: str) -> None:
         """Keeps it."""
         write_atomically(self.path(workspace, name), json.dumps(asdict(self)).encode())
-
-
-def runner_of(name: str) -> str:
-    """One of RUNNERS; takes Beam's names too. Any other name is a runner of Beam itself."""
-    return _ALIASES.get(name, name)
 
 
 def flags_of(config: StreamConfig, checkpoint_s: float = CHECKPOINT_S) -> dict[str, Any]:
@@ -180,24 +178,25 @@ def submit(config: StreamConfig, flags: list[str]) -> Running:
 
 
 @contextlib.contextmanager
-def launched(config: StreamConfig, resume: bool = False, services: Path | None = None, job_endpoint: str | None = None,
+def launched(config: StreamConfig, resume: Resume = False, services: Path | None = None, job_endpoint: str | None = None,
              checkpoints: Path | None = None, checkpoint_s: float = CHECKPOINT_S) -> Iterator[Running]:
     """Submits the job to its runner; with Prism that lives as long as the ``with``, unless one runs already.
 
     Args:
       config: of the job.
-      resume: go on from the newest complete checkpoint or savepoint (Flink).
+      resume: go on from the newest complete checkpoint or savepoint (Flink); "if possible": start anew where there is none, or
+        one of another layout of the state.
       services: folder of ``beamrec services`` (default: WORKSPACE/services).
       job_endpoint: HOST:PORT of a job server that is not one of ours.
       checkpoints: where Flink keeps checkpoints, when the cluster is not one of ours.
       checkpoint_s: between checkpoints.
 
     Raises:
-      UserError: the runner is not there, or the state cannot be resumed.
+      UserError: the runner is not there, the state cannot be resumed, or the job runs already (Flink).
     """
     space, runner = config.common.workspace, runner_of(config.common.runner)
     services = services or space.root / "services"
-    name = f"beamrec-{config.name}"
+    name = job_name(config.name)
     if runner == "direct":
         if not config.until_end:
             raise UserError("--runner direct reads bounded input only: add --until-end, or take --runner prism")
@@ -235,46 +234,85 @@ def cluster_of(services: Path) -> Any:
     return cluster
 
 
-def _on_flink(config: StreamConfig, name: str, resume: bool, services: Path, job_endpoint: str | None,
-              checkpoints: Path | None, checkpoint_s: float) -> Running:
-    from beam_pipelines.services import flink
+def running_on(cluster: Any, name: str) -> str | None:
+    """Id of the job of a name that Flink has and that has not ended; None without one."""
+    from beam_pipelines.services.flink_rest import ENDED
 
+    job = cluster.rest.find(job_name(name))
+    return None if job is None or cluster.rest.state(job) in ENDED else str(job)
+
+
+def job_name(name: str) -> str:
+    """What a runner calls the job."""
+    return f"beamrec-{name}"
+
+
+def _on_flink(config: StreamConfig, name: str, resume: Resume, services: Path, job_endpoint: str | None,
+              checkpoints: Path | None, checkpoint_s: float) -> Running:
     space = config.common.workspace
     cluster = cluster_of(services)
+    if (lives := running_on(cluster, config.name)) is not None:
+        raise UserError(f"{config.name} already runs as Flink job {lives}: --drain stops it with a savepoint, --status tells "
+                        "how it is, another --name is another job")
     shape, known = asdict(Shape.of(config)), Record.read(space, config.name)
-    point = None
-    if resume:
-        if known is None:
-            raise UserError(f"nothing to resume: no job {config.name} has run from this workspace")
-        differs = [key for key in shape if shape[key] != known.shape.get(key)]
-        if differs:
-            raise UserError("the checkpoints cannot be resumed: " + "; ".join(
-                f"{key} was {known.shape.get(key)!r}, now it is {shape[key]!r}" for key in differs)
-                + ". Run it as it was, or start anew (without --resume), which reads the log again")
-        folder = checkpoints or cluster.checkpoint_dir
-        found = [p for p in (flink.newest_checkpoint(folder, job) for job in known.jobs) if p is not None]
-        found += [Path(known.savepoint)] if known.savepoint and (Path(known.savepoint) / "_metadata").exists() else []
-        point = max(found, key=lambda path: (path / "_metadata").stat().st_mtime_ns, default=None)
-        if point is None:
-            raise UserError(f"no complete checkpoint of {config.name} under {folder}; start anew, without --resume")
+    point = resumable(config, known, resume, checkpoints or cluster.checkpoint_dir) if resume else None
+    if point is not None and known is not None:
         _log.info("resuming from %s", point)
         cut_short = (point / "_metadata").stat().st_mtime < known.rewriting + _REWRITTEN_S
         if not config.rewrite and (cut_short or status_of(config) is None):
             _log.warning("the store has nothing of %s, or not all: what the checkpoint holds is written again", config.name)
             config = replace(config, rewrite=True)
-    flags = cluster.pipeline_options(name, checkpoint_ms=round(checkpoint_s * 1000), savepoint=point)
+    flags = cluster.pipeline_options(name, checkpoint_ms=round(checkpoint_s * 1000), savepoint=point,
+                                     retries=_RETRIES if config.until_end else None)
     flags.append(f"--max_bundle_time_mills={BUNDLE_MS}")
     if job_endpoint:
         flags.append(f"--job_endpoint={job_endpoint}")
+    record = Record(shape, rewriting=time.time() if config.rewrite else 0.0)
+    if point is not None and known is not None:  # what this run goes on from the next does too, until there is a checkpoint
+        record.jobs, record.savepoint = [*known.jobs], known.savepoint
+    record.write(space, config.name)  # before it is submitted: who is interrupted here can drain it
     before = set(cluster.rest.jobs())
-    running = submit(config, flags)
-    running.flink_job = job = _new_job(cluster, name, before, running)
+    try:
+        running = submit(config, flags)
+        running.flink_job = job = _new_job(cluster, name, before, running)
+    except Exception:
+        if known is not None:
+            known.write(space, config.name)
+        else:
+            Record.path(space, config.name).unlink()
+        raise
     if config.until_end and job is not None:
         running.cancel = functools.partial(cluster.rest.cancel, job)
-    record = Record(shape, [*(known.jobs if resume and known is not None else []), *([job] if job else [])],
-                    rewriting=time.time() if config.rewrite else 0.0)
+    record.jobs += [job] if job else []
     record.write(space, config.name)
     return running
+
+
+def resumable(config: StreamConfig, known: Record | None, resume: Resume, folder: Path) -> Path | None:
+    """The newest complete checkpoint or savepoint of a job; None: it is to start anew.
+
+    Raises:
+      UserError: there is none, or it is of another shape.
+    """
+    anew, shape = resume == "if possible", asdict(Shape.of(config))
+    differs = [key for key in shape if known is not None and shape[key] != known.shape.get(key)]
+    if known is None:
+        trouble = f"nothing to resume: no job {config.name} has run from this workspace"
+    elif differs:
+        trouble = "the checkpoints cannot be resumed: " + "; ".join(
+            f"{key} was {known.shape.get(key)!r}, now it is {shape[key]!r}" for key in differs)
+        anew = anew and differs == ["layout"]
+        trouble += "" if anew else ". Run it as it was, or start anew (without --resume), which reads the log again"
+    else:
+        found = [p for p in (newest_checkpoint(folder, job) for job in known.jobs) if p is not None]
+        found += [Path(known.savepoint)] if known.savepoint and (Path(known.savepoint) / "_metadata").exists() else []
+        if found:
+            return max(found, key=lambda path: (path / "_metadata").stat().st_mtime_ns)
+        trouble = f"no complete checkpoint of {config.name} under {folder}" + ("" if anew else "; start anew, without --resume")
+    if not anew:
+        raise UserError(trouble)
+    _log.warning("%s; starts anew, the log is read again", trouble)
+    return None
 
 
 def _new_job(cluster: Any, name: str, before: set[str], running: Running, seconds: float = 120.0) -> str | None:
@@ -295,12 +333,11 @@ def drain(config: StreamConfig, services: Path | None = None) -> Path:
     """
     space = config.common.workspace
     cluster = cluster_of(services or space.root / "services")
-    record = Record.read(space, config.name)
-    job = record.jobs[-1] if record is not None and record.jobs else None
-    if job is None or cluster.rest.jobs().get(job) != "RUNNING":
+    record, job = Record.read(space, config.name), running_on(cluster, config.name)
+    if record is None or job is None or cluster.rest.state(job) != "RUNNING":
         raise UserError(f"no job {config.name} of this workspace runs on Flink")
     folder: Path = cluster.rest.savepoint(job, cluster.checkpoint_dir / "savepoints", stop=True)
-    assert record is not None
     record.savepoint = str(folder)
+    record.jobs += [] if job in record.jobs else [job]
     record.write(space, config.name)
     return folder

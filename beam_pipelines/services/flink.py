@@ -89,7 +89,7 @@ class Cluster:
         return cls(directory, {**PORTS, **ports}) if ports else None
 
     def pipeline_options(self, job: str = "", parallelism: int = 0, streaming: bool = True, checkpoint_ms: int = 2000,
-                         savepoint: Path | None = None) -> list[str]:
+                         savepoint: Path | None = None, retries: int | None = None) -> list[str]:
         """Beam's flags for a job on this cluster; workers outlive the process that submits.
 
         Args:
@@ -98,6 +98,8 @@ class Cluster:
           streaming: False for a bounded job, which takes no checkpoints.
           checkpoint_ms: between checkpoints.
           savepoint: a savepoint or checkpoint folder to start from.
+          retries: how often in its life the job is restored before it fails, for one that somebody waits for; None: for ever,
+            and a bounded job never.
         """
         wide = parallelism or self.slots
         flags = ["--runner=PortableRunner", f"--job_endpoint={self.job_endpoint}", "--environment_type=EXTERNAL",
@@ -110,8 +112,9 @@ class Cluster:
         if streaming:
             # Without a finished bundle before each checkpoint first elements can vanish silently.
             flags += ["--streaming", f"--checkpointing_interval={checkpoint_ms}", "--finish_bundle_before_checkpointing",
-                      "--number_of_execution_retries=10", "--execution_retry_delay=1000",
                       "--externalized_checkpoints_enabled", "--retain_externalized_checkpoints_on_cancellation"]
+        if retries is not None or not streaming:
+            flags += [f"--number_of_execution_retries={retries or 0}", "--execution_retry_delay=1000"]
         if savepoint is not None:
             flags.append(f"--savepoint_path=file://{savepoint.absolute()}")
         return flags

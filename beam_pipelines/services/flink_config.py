@@ -54,6 +54,12 @@ def config(folder: Path, ports: Mapping[str, int], slots: int, memory: Memory, c
         "taskmanager.memory.network.min": f"{memory.network}m", "taskmanager.memory.network.max": f"{memory.network}m",
         "taskmanager.memory.jvm-metaspace.size": "192m",
         "taskmanager.memory.jvm-overhead.min": "192m", "taskmanager.memory.jvm-overhead.max": "192m",
+        # A job is restored for ever, at growing pauses that begin anew once it has run for long: fixed-delay, which is what
+        # Beam's --number_of_execution_retries sets, counts failures over a job's whole life.
+        "restart-strategy.type": "exponential-delay",
+        "restart-strategy.exponential-delay.initial-backoff": "1 s",
+        "restart-strategy.exponential-delay.max-backoff": "1 min",
+        "restart-strategy.exponential-delay.reset-backoff-threshold": "10 min",
         # A killed TaskManager is missed after 2 s, not after 50.
         "heartbeat.interval": 1000, "heartbeat.timeout": 20000, "heartbeat.rpc-failure-threshold": 2,
         "cluster.registration.initial-timeout": 100, "cluster.registration.max-timeout": 2000,

@@ -79,7 +79,7 @@ class Rest:
         """Writes a savepoint under ``target`` and returns its folder.
 
         Args:
-          stop: the job ends with it.
+          stop: the job ends with it; returns when it has.
           drain: with ``stop``, the watermark goes to its maximum first, so that every window closes.
         """
         target.mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,8 @@ class Rest:
                 operation = answer["operation"]
                 if "failure-cause" in operation:
                     raise UserError(f"Flink wrote no savepoint: {operation['failure-cause']['class']}")
+                if stop and not poll(lambda: self.state(job) in ENDED, max(deadline - time.monotonic(), 10.0)):
+                    raise UserError(f"Flink job {job} wrote a savepoint, {operation['location']}, but does not end")
                 return Path(operation["location"].removeprefix("file:"))
             time.sleep(0.2)
         raise UserError(f"Flink wrote no savepoint of job {job} within {seconds:.0f} s")

@@ -11,7 +11,7 @@ from stream_job_world import config, fill
 from beam_pipelines.cli.main import main
 from beam_pipelines.cli.stream import seconds, start_of
 from beam_pipelines.errors import UserError
-from beam_pipelines.jobs.stream_metrics import exposition
+from beam_pipelines.jobs.stream_metrics import Ends, exposition
 from beam_pipelines.jobs.stream_run import flags_of
 from beam_pipelines.options import Config, StreamConfig
 from schemas.keys import STATUS, status_key
@@ -21,7 +21,10 @@ from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite
 
 
-def test_flags(tmp_path: Path) -> None:
+def test_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["stream", "--help"])
+    assert "Beam runner (default: prism)" in " ".join(capsys.readouterr().out.split())
     assert [seconds(t) for t in ("10", "10s", "5m", "1.5h", "1d")] == [10, 10, 300, 5400, 86400]
     offsets = tmp_path / "offsets.json"
     offsets.write_text(json.dumps({"1": 7, "0": 5}))
@@ -39,6 +42,7 @@ def test_flags(tmp_path: Path) -> None:
     (["--status"], "no job stream has written"),
     (["--log", "dir:x", "--user-buckets", "12"], "--user-buckets is a power of two"),
     (["--log", "dir:x", "--lateness", "1.5s"], "whole seconds"),
+    (["--log", "dir:x", "--detach", "--metrics-port", "0"], "leave --detach or --metrics-port away"),
     (["--drain"], "no Flink cluster runs here"),
 ])
 def test_wrong_input_is_one_clear_line(flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +59,7 @@ def test_direct_needs_an_end(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_the_command_reports_and_status_prints_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(f"dir:{tmp_path}/log")
-    flags = ["--log", f"dir:{tmp_path}/log", "--runner", "direct", "--until-end", "--workspace", str(tmp_path), "--quiet"]
+    flags = ["--log", f"dir:{tmp_path}/log", "--runner", "DirectRunner", "--until-end", "--workspace", str(tmp_path), "--quiet"]
     assert main(["stream", *flags, "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
     assert main(["stream", "--status", "--workspace", str(tmp_path), "--json"]) == 0
@@ -66,11 +70,26 @@ def test_the_command_reports_and_status_prints_it_again(tmp_path: Path, capsys: 
 def test_metrics_are_prometheus_text() -> None:
     counters = {EVENTS_READ: 3, by_segment(EVENTS_READ, 'vi"ew', "phone"): 3, rejected("bad_pack"): 1}
     text = exposition({"written_at": 5_000_000, "watermark": 4_000_000, "ended": False, "run": "r", "counters": counters},
-                      {"lag_3": 12.0}, 7.0)
+                      7.0)
     assert 'beamrec_events_read_by_segment_total{event_type="vi\\"ew",device="phone"} 3' in text
     assert 'beamrec_events_rejected_by_reason_total{reason="bad_pack"} 1' in text
-    assert 'beamrec_lag{partition="3"} 12' in text and "beamrec_status_age_seconds 2\n" in text
-    assert exposition(None, {}, 0.0) == "\n"
+    assert "beamrec_status_age_seconds 2\n" in text and "beamrec_watermark_delay_seconds 3\n" in text
+    assert "beamrec_events_late_total 0\n" in text
+    assert exposition(None, 0.0) == "\n"
+
+
+def test_lag_is_what_the_log_holds_beyond_what_was_read_even_of_a_job_that_hangs(tmp_path: Path) -> None:
+    row = {"written_at": 5_000_000, "watermark": None, "ended": False, "run": "r", "counters": {},
+           "offsets": {"0": [1, 0], "1": [0, 4]}, "state_bytes": {"user": 5_000}}
+    log = open_log(f"dir:{tmp_path}/log?partitions=2")
+    log.append(0, [b"a", b"b", b"c"], 1)
+    ends = Ends(log.uri)
+    assert ends.known() == {0: 3, 1: 0}
+    text = exposition(row, 7.0, {0: 3})
+    assert 'beamrec_lag{partition="0"} 2\n' in text and 'beamrec_lag{partition="1"} 4\n' in text
+    assert 'beamrec_state_bytes{entity="user"} 5000\n' in text
+    ends.close()
+    assert Ends(f"dir:{tmp_path}/nowhere").known() == {}
 
 
 def test_freshness_is_a_histogram_for_prometheus_and_quantiles_for_people(tmp_path: Path,
@@ -79,7 +98,7 @@ def test_freshness_is_a_histogram_for_prometheus_and_quantiles_for_people(tmp_pa
     counters = {by_segment(FRESHNESS, "user_stored", bound): n for bound, n in (("0.75", 50), ("1", 49), ("+Inf", 1))}
     row = {"written_at": 5_000_000, "watermark": 4_000_000, "ended": False, "run": "r",
            "counters": {EVENTS_READ: 100, **counters, by_segment(FRESHNESS_MS, "user_stored"): 75_000}}
-    lines = exposition(row, {}, 7.0).splitlines()
+    lines = exposition(row, 7.0).splitlines()
     assert lines.count("# TYPE beamrec_freshness_seconds histogram") == 1
     for bound, n in (("0.5", 0), ("0.75", 50), ("1", 99), ("60", 99), ("+Inf", 100)):
         assert f'beamrec_freshness_seconds_bucket{{stage="user_stored",le="{bound}"}} {n}' in lines

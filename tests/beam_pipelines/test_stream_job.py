@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import random
+import re
 import time
 import urllib.request
 from pathlib import Path
@@ -22,8 +24,8 @@ from beam_pipelines.io import source
 from beam_pipelines.io.stream_audit import read_parts
 from beam_pipelines.jobs import stream
 from beam_pipelines.jobs.stream import construct
-from beam_pipelines.jobs.stream_metrics import serving_metrics
-from beam_pipelines.jobs.stream_run import Record, Shape, launched, status_of
+from beam_pipelines.jobs.stream_metrics import exposition, serving_metrics
+from beam_pipelines.jobs.stream_run import Record, Shape, launched, resumable, status_of
 from beam_pipelines.options import StreamConfig
 from beam_pipelines.services import prism
 from schemas.keys import row_key, suppressed_group
@@ -33,6 +35,8 @@ from schemas.tables import STREAM_PANES
 from serving.eventlog import open_log
 from serving.stores import open_store
 from serving.stores.base import StoreError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,18 @@ def test_a_bounded_run_counts_everything_and_ends(bounded: tuple[str, StreamConf
     assert sum(n for name, n in counters.items() if name.startswith(rejected(""))) == 2
     log = open_log(done.log)
     assert status["offsets"] == {str(p): [log.latest(p), 0] for p in range(log.partitions())}
+
+
+def test_the_dashboard_and_the_alerts_name_what_a_run_tells(bounded: tuple[str, StreamConfig, int]) -> None:
+    status = status_of(bounded[1])
+    assert status is not None
+    text = exposition({**status, "watermark": NOON, "ended": False}, time.time())
+    told = set(re.findall(r"^(beamrec_\w+)", text, re.M))
+    used = {name for path in ("deploy/grafana/beamrec.json", "docs/deploy.md", "docs/stream.md")
+            for name in re.findall(r"\bbeamrec_(?!serve_|collector_)\w+", (ROOT / path).read_text())}
+    assert len(used) > 10 and used - told == {"beamrec_freshness_seconds", "beamrec_events_"}  # a histogram, a pattern
+    samples = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(samples) == len(set(samples))
 
 
 def test_values_are_those_of_the_events(bounded: tuple[str, StreamConfig, int]) -> None:
@@ -150,6 +166,7 @@ def test_a_stream_writes_within_seconds_and_says_that_it_lives(tmp_path: Path) -
         assert _wait(lambda: (job.status() or {})["offsets"] == {"0": [2, 0], "1": [0, 0]})
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         assert "beamrec_events_accepted_total 2" in text and "beamrec_up 1" in text
+        assert 'beamrec_lag{partition="0"} 0\n' in text and 'beamrec_state_bytes{entity="user"}' in text
 
 
 def _counts(of: StreamConfig, user: str, t: int) -> dict[str, Any] | None:
@@ -184,10 +201,33 @@ def test_the_graph_builds_for_dataflow_without_credentials(tmp_path: Path) -> No
 
 
 def test_a_job_is_resumed_only_as_it_was(tmp_path: Path) -> None:
-    one = config(tmp_path, "dir:x", "flink")
-    shape = Shape.of(one)
-    record_of = Record(vars(shape), ["job1"], None)
+    one, folder = config(tmp_path, "dir:x", "flink"), tmp_path / "checkpoints"
+    record_of = Record(vars(Shape.of(one)), ["job1", "job2"], str(folder / "savepoints/savepoint-1"))
     record_of.write(one.common.workspace, one.name)
     assert Record.read(one.common.workspace, one.name) == record_of
-    assert Shape.of(config(tmp_path, "dir:x", "flink", readers=3)) != shape
     assert Record.read(one.common.workspace, "another") is None
+    with pytest.raises(UserError, match="no complete checkpoint of stream"):
+        resumable(one, record_of, True, folder)
+    assert resumable(one, record_of, "if possible", folder) is None  # killed before its first checkpoint
+    for at, path in enumerate(("job1/chk-7", "savepoints/savepoint-1", "job2/chk-1", "job3/chk-9")):
+        (folder / path).mkdir(parents=True)
+        (folder / path / "_metadata").touch()
+        os.utime(folder / path / "_metadata", (1_000 + at, 1_000 + at))
+    (folder / "job2/chk-2").mkdir()  # not complete
+    assert resumable(one, record_of, True, folder) == folder / "job2/chk-1"
+    os.utime(folder / "savepoints/savepoint-1/_metadata", (2_000, 2_000))
+    assert resumable(one, record_of, True, folder) == folder / "savepoints/savepoint-1"
+    with pytest.raises(UserError, match="no job stream has run"):
+        resumable(one, None, True, folder)
+    assert resumable(one, None, "if possible", folder) is None
+
+
+def test_what_another_version_or_other_buckets_left_is_not_resumed(tmp_path: Path) -> None:
+    one = config(tmp_path, "dir:x", "flink")
+    older = Record({**vars(Shape.of(one)), "layout": 1}, ["job1"])
+    with pytest.raises(UserError, match="layout was 1, now it is"):
+        resumable(one, older, True, tmp_path)
+    assert resumable(one, older, "if possible", tmp_path) is None  # an upgrade: the log is read again
+    for resume in (True, "if possible"):
+        with pytest.raises(UserError, match="readers was 2, now it is 3; layout was 1"):
+            resumable(config(tmp_path, "dir:x", "flink", readers=3), older, resume, tmp_path)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipelines.cli.main import COMMANDS, build_parser
+from beam_pipelines.services.flink_config import Memory
 from schemas import metric_names
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not there: pip install 'beamrec[dev]'")
@@ -104,8 +105,9 @@ def test_the_server_image_installs_neither_beam_nor_tensorflow():
 
 def test_the_shell_script_runs_a_command_that_there_is():
     text = (DEPLOY / "stream.sh").read_text()
-    line = re.search(r"set -- (stream .*) \"\$@\"", text)[1].replace('"$state"', "/data")
-    assert parsed([*shlex.split(line), "--log", "kafka://k:9092/events", "--resume"]).metrics_port == 9100
+    line = re.search(r"exec beamrec (stream .*) \"\$@\"", text)[1].replace('"$state"', "/data")
+    args = parsed([*shlex.split(line), "--log", "kafka://k:9092/events"])
+    assert args.metrics_port == 9100 and args.resume_or_start  # a container that died before its first checkpoint starts again
     assert (DEPLOY / "stream.sh").stat().st_mode & 0o111
 
 
@@ -140,6 +142,13 @@ def test_compose_services_name_what_there_is():
 def test_compose_commands_are_beamrecs(name):
     args = parsed(compose()["services"][name]["command"])
     assert args.log == "kafka://kafka:9092/events"
+
+
+def test_the_stream_has_the_memory_that_its_parts_take():
+    memory = Memory()
+    flink = (memory.heap + memory.managed + memory.network + 600 + memory.jobmanager + memory.jobserver + 2 * 100) / 1024
+    workers = 4 * .85  # twice as many as slots, resident in the benchmark of half an hour
+    assert float(compose()["services"]["flink"]["mem_limit"].removesuffix("g")) > flink + workers
 
 
 def test_the_compose_stream_command_is_beamrecs():
@@ -192,10 +201,9 @@ def test_manifests_fit_together():
 
 
 def exported():
-    """Every metric name of schemas.metric_names, as Prometheus sees it."""
-    names = {value for key, value in vars(metric_names).items() if key.isupper() and isinstance(value, str)}
-    ours = {n if n.startswith("beamrec_") else f"{metric_names.NAMESPACE}_{n}" for n in names - {metric_names.NAMESPACE}}
-    return ours | {f"{n}_{end}" for n in ours for end in ("total", "bucket", "sum", "count", "mean", "max")} | {"beamrec_lag"}
+    """Every metric name of API and collector, as Prometheus sees it; those of the stream: test_stream_job.py, in a scrape."""
+    names = {value for key, value in vars(metric_names).items() if key.startswith(("SERVE_", "COLLECT_"))}
+    return names | {f"{n}_{end}" for n in names if n.endswith("_seconds") for end in ("bucket", "sum", "count")}
 
 
 def test_the_dashboard_names_metrics_that_are_exported():
@@ -205,7 +213,7 @@ def test_the_dashboard_names_metrics_that_are_exported():
     for panel in panels:
         assert panel["title"] and panel["targets"] and panel["datasource"]["uid"] == "prometheus"
         for target in panel["targets"]:
-            used |= set(re.findall(r"beamrec_\w+", target["expr"]))
+            used |= set(re.findall(r"beamrec_(?:serve|collector)_\w+", target["expr"]))
             assert target["expr"].count("(") == target["expr"].count(")")
     assert len(used) > 20 and used <= known, used - known
     assert len({p["id"] for p in board["panels"]}) == len(board["panels"])

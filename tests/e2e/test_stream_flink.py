@@ -1,12 +1,16 @@
-"""A replay on a Flink cluster: killed, refused while its job lives on, dropped, run again; the values are FnApiRunner's."""
+"""Jobs on a Flink cluster. A replay: killed, refused while its job lives on, dropped, run again; the values are FnApiRunner's.
+A stream: watched, interrupted, drained, and resumed twice from what the drain wrote."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,10 +19,15 @@ from e2e.servers import need
 
 from beam_pipelines.cli.main import main
 from beam_pipelines.jobs.replay import STREAM_GROUPS, perform, plan, store_uri
-from beam_pipelines.options import Config
+from beam_pipelines.jobs.stream_run import Record, cluster_of, launched
+from beam_pipelines.options import Config, StreamConfig
 from beam_pipelines.services import flink
-from beam_pipelines.services.flink_rest import ENDED
+from beam_pipelines.services.flink_rest import ENDED, newest_checkpoint
+from beam_pipelines.services.ports import free_port
+from beam_pipelines.services.process import poll
 from schemas.arrow import arrow_schema
+from schemas.metric_names import EVENTS_ACCEPTED, EVENTS_READ
+from schemas.workspace import Workspace
 from serving.eventlog import open_log
 from serving.stores import open_store
 from transforms.records import pack
@@ -28,9 +37,9 @@ SECOND = 1_000_000
 EVENTS = 2_000
 
 
-def fill(uri: str) -> None:
+def fill(uri: str, first: int = 0, last: int = EVENTS) -> None:
     log = open_log(f"{uri}?partitions=2")
-    for start in range(0, EVENTS, 100):
+    for start in range(first, last, 100):
         rows = [{"event_id": f"e{i}", "user_id": f"u{i % 37}", "item_id": f"i{i % 23}", "event_type": ("view", "click")[i % 2],
                  "occurred_at": NOON + i * SECOND, "ingested_at": NOON + i * SECOND, "categories": ["c"], "attributes": [],
                  "schema_version": 1} for i in range(start, start + 100)]
@@ -48,9 +57,23 @@ def cells(store: str) -> dict[tuple[str, str], tuple[bytes, int]]:
         opened.close()
 
 
-def test_killed_dropped_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def jobs_of(root: Path, name: str) -> list[str]:
+    """Flink's ids of a job's runs."""
+    known = Record.read(Workspace(root), name)
+    return known.jobs if known is not None else []
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a cluster."""
     need("flink")
-    uri, root, services = f"dir:{tmp_path}/log", tmp_path / "w", tmp_path / "services"
+    folder = tmp_path_factory.mktemp("services")
+    with flink.running(folder / "flink"):
+        yield folder
+
+
+def test_a_replay_killed_dropped_and_run_again(services: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri, root, cluster = f"dir:{tmp_path}/log", tmp_path / "w", cluster_of(services)
     fill(uri)
     config = Config.of(root, quiet=True)
     start, end = NOON + 300 * SECOND, NOON + 1_800 * SECOND
@@ -58,21 +81,76 @@ def test_killed_dropped_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixt
     words = ["replay", "--log", uri, "--from", "2026-02-02T02:45:00", "--to", "2026-02-02T03:10:00", "--group", "there",
              "--runner", "flink", "--workspace", str(root), "--services", str(services), "--quiet"]
     assert plan(config, "there", uri, start, end).first == plan(config, "here", uri, start).first
-    with flink.running(services / "flink") as cluster:
-        command = subprocess.Popen([sys.executable, "-m", "beam_pipelines.cli.main", *words], start_new_session=True)
-        until = time.monotonic() + 120
-        while not (root / "replays/there/streams/there.json").exists() and time.monotonic() < until:
-            assert command.poll() is None
-            time.sleep(0.02)
-        os.killpg(command.pid, signal.SIGKILL)
-        command.wait()
-        assert not set(cluster.rest.jobs().values()) <= set(ENDED), "Flink goes on without the command"
-        assert main(words) == 2
-        assert "there is in use: Flink job" in capsys.readouterr().err
-        assert main(["replay", "drop", "there", "--workspace", str(root), "--services", str(services)]) == 0
-        assert set(cluster.rest.jobs().values()) <= set(ENDED) and not (root / "replays/there").exists()
-        assert main(words) == 0
-        assert set(cluster.rest.jobs().values()) <= set(ENDED)
+    command = subprocess.Popen([sys.executable, "-m", "beam_pipelines.cli.main", *words], start_new_session=True)
+    until = time.monotonic() + 120
+    while not jobs_of(root / "replays/there", "there") and time.monotonic() < until:
+        assert command.poll() is None
+        time.sleep(0.02)
+    os.killpg(command.pid, signal.SIGKILL)
+    command.wait()
+    assert not set(cluster.rest.jobs().values()) <= set(ENDED), "Flink goes on without the command"
+    assert main(words) == 2
+    assert "there is in use: Flink job" in capsys.readouterr().err
+    assert main(["replay", "drop", "there", "--workspace", str(root), "--services", str(services)]) == 0
+    assert set(cluster.rest.jobs().values()) <= set(ENDED) and not (root / "replays/there").exists()
+    assert main(words) == 0
+    assert set(cluster.rest.jobs().values()) <= set(ENDED)
     there = cells(store_uri(config.workspace, "there"))
     assert there == cells(store_uri(config.workspace, "here")) and there
     assert main(["diff", "--a", "here", "--b", "there", "--workspace", str(root), "--quiet"]) == 0
+
+
+def test_a_stream_watched_interrupted_drained_and_resumed(services: Path, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    uri, root, cluster = f"dir:{tmp_path}/log", tmp_path / "w", cluster_of(services)
+    fill(uri)
+    port, where = free_port(), ["--workspace", str(root), "--services", str(services)]
+    words = ["stream", "--log", uri, "--runner", "FlinkRunner", "--checkpoint-every", "10m", *where, "--quiet"]
+    command = subprocess.Popen([sys.executable, "-m", "beam_pipelines.cli.main", *words, "--metrics-port", str(port)],
+                               start_new_session=True, stderr=subprocess.PIPE, text=True)
+    told: dict[str, float] = {}
+
+    def scraped() -> bool:
+        assert command.poll() is None
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = (line for line in answer.read().decode().splitlines() if line and not line.startswith("#"))
+            told.update((name, float(value)) for name, _, value in (line.rpartition(" ") for line in lines))
+        return told.get("beamrec_events_accepted_total") == EVENTS and told.get("beamrec_cells_written_total", 0.0) > 60
+
+    try:
+        assert poll(scraped, 120, 0.2), told
+        assert {partition: told[f'beamrec_lag{{partition="{partition}"}}'] for partition in (0, 1)} == {0: 0.0, 1: 0.0}
+        assert told['beamrec_state_bytes{entity="user"}'] > 1_000 and told['beamrec_state_bytes{entity="item"}'] > 100
+        assert told["beamrec_flushes_total"] > 0 and told["beamrec_flush_ms_total"] > 0
+    finally:
+        command.send_signal(signal.SIGINT)
+        said = command.communicate(timeout=60)[1]
+    job, = jobs_of(root, "stream")
+    assert command.returncode == 130 and f"stream runs on as Flink job {job}" in said
+    assert cluster.rest.state(job) == "RUNNING"
+    chosen = [line for line in (cluster.directory / "jobmanager.log").read_text().splitlines()
+              if "restart back off time strategy" in line and job in line]
+    assert chosen and all("ExponentialDelayRestartBackoffTimeStrategy" in line for line in chosen), chosen
+    assert main(words) == 2
+    assert f"stream already runs as Flink job {job}" in capsys.readouterr().err
+    assert main(["stream", "--drain", *where]) == 0
+    assert "savepoint" in capsys.readouterr().out and cluster.rest.state(job) == "FINISHED"
+    assert newest_checkpoint(cluster.checkpoint_dir, job) is None
+
+    config = StreamConfig(Config.of(root, runner="flink", quiet=True), uri)
+    with launched(config, True, services, checkpoint_s=600.0) as resumed:
+        assert resumed.flink_job is not None
+        cluster.rest.cancel(resumed.flink_job)  # before its first checkpoint
+    fill(uri, EVENTS, EVENTS + 100)
+    with launched(config, "if possible", services, checkpoint_s=600.0) as resumed:
+        counted = {EVENTS_READ: EVENTS + 100, EVENTS_ACCEPTED: EVENTS + 100}  # nothing is read again
+
+        def counters() -> dict[str, int]:
+            status = resumed.status()
+            found = status["counters"] if status is not None and status["run"] == resumed.run else {}
+            return {name: found.get(name, 0) for name in counted}
+
+        try:
+            assert poll(lambda: counters() == counted, 90, 0.2), counters()
+        finally:
+            cluster.rest.cancel(str(resumed.flink_job))
