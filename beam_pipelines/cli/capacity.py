@@ -7,7 +7,8 @@
 Each line is a formula over the load, over rates (what one core did where the README's figures were measured), over sizes
 (bytes of what is written) and over prices (rounded list prices, US dollars): --formulas prints them, --defaults every input.
 All can be replaced by what you measured: 'beamrec bench NAME --json' on your machines gives the rates. The peak counts; nodes
-and cores are --utilisation busy then, so that one may fail.
+and cores are --utilisation busy then, so that one may fail. What it does not know: skew, network between zones, people, and
+what the API spends on gRPC over Bigtable, for its rate is that over SQLite (--rate api_requests=N).
 """
 
 from __future__ import annotations

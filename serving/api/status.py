@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from schemas import metric_names as names
 from schemas.features import STREAM_TTL
 from schemas.keys import STATUS, status_key
+from serving import breaker
 from serving.api.openapi import responses
 from serving.api.peers import Samples
 from serving.api.problems import unavailable
@@ -76,7 +77,8 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """What was shown in the last hour or two: the share of the active items, and the Gini coefficient of how often each was."""
+    """What the worker that was asked showed in the last hour or two: how many items, the share of the active ones, and the Gini
+    coefficient of how often each was. Workers get connections evenly, so another one's is much the same."""
 
     items: int
     coverage: float
@@ -90,7 +92,8 @@ class Status(msgspec.Struct, frozen=True):
       tiers: lists answered by tier; versions: by version.
       events: None for a server without an event log.
       truth: records of what was served, by outcome; None without a log.
-      breakers: state by dependency.
+      shown: of the worker that was asked alone.
+      breakers: state by dependency, of the worker where it is worst.
     """
 
     status: Literal["ready", "degraded", "unavailable"]
@@ -154,7 +157,13 @@ async def _status(state: State) -> Status:
                         *(None if b is None else round(1000 * b, 3) for b in bounds)),  # type: ignore[arg-type]
         _by(samples, names.SERVE_TIERS, "tier"), _by(samples, names.SERVE_VERSIONS, "version"), events,
         _stream(await _row(state), state.clock()), Shown(*found) if found is not None else None, truth,
-        {b.name: b.state for b in state.breakers})
+        {b.name: _worst(samples, b.name, b.state) for b in state.breakers})
+
+
+def _worst(samples: Samples, dependency: str, own: breaker.State) -> breaker.State:
+    """The state of a breaker where it is worst: of gauges, peers give the greatest."""
+    told = samples.get(f'{names.SERVE_BREAKER}{{dependency="{dependency}"}}')
+    return own if told is None else breaker.STATES[max(int(told), breaker.STATES.index(own))]
 
 
 async def _row(state: State) -> dict[str, Any] | None:

@@ -176,6 +176,12 @@ def test_manifests_fit_together():
     by_kind = {}
     for document in documents:
         by_kind.setdefault(document["kind"], {})[document["metadata"]["name"]] = document
+    lake = by_kind["Deployment"].pop("beamrec-lake")
+    pod = lake["spec"]["template"]["spec"]
+    writer = parsed(pod["containers"][0]["args"])
+    assert lake["spec"]["replicas"] == 1 and lake["spec"]["strategy"] == {"type": "Recreate"} and not writer.until_end
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] in by_kind["PersistentVolumeClaim"]
+    assert not pod["containers"][0]["volumeMounts"][0].get("readOnly")
     deployments = by_kind["Deployment"]
     for kind in ("Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"):
         assert set(by_kind[kind]) == set(deployments)
@@ -187,6 +193,10 @@ def test_manifests_fit_together():
         scaler = by_kind["HorizontalPodAutoscaler"][name]["spec"]
         assert scaler["scaleTargetRef"]["name"] == name and scaler["minReplicas"] <= spec["replicas"] <= scaler["maxReplicas"]
         args = parsed(container["args"])
+        assert args.log == writer.log
+        (spread,) = pod["topologySpreadConstraints"]
+        assert spread["labelSelector"]["matchLabels"] == labels
+        assert scaler["behavior"]["scaleDown"]["policies"] == [{"type": "Percent", "value": 20, "periodSeconds": 60}]
         assert args.port == container["ports"][0]["containerPort"] and args.host == "0.0.0.0"
         assert {"readinessProbe", "livenessProbe"} <= set(container) and "requests" in container["resources"]
         assert pod["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"]

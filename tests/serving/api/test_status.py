@@ -88,3 +88,11 @@ def test_any_worker_tells_the_counts_of_all(world, server_of):
             break
         time.sleep(0.1)
     assert total == 40
+
+
+def test_a_breaker_that_is_open_in_another_worker_is_told(world, tmp_path):
+    with client_of(publish(world), workers=2, run=tmp_path) as client:
+        (tmp_path / "1.prom").write_text(f"# TYPE {metric_names.SERVE_BREAKER} gauge\n"
+                                         f'{metric_names.SERVE_BREAKER}{{dependency="lists"}} 2')
+        breakers = client.get("/v1/status").json()["breakers"]
+    assert breakers.pop("lists") == "open" and set(breakers.values()) == {"closed"}
