@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,11 +21,10 @@ from serving.api.state import State
 from serving.logs import LOGGER
 from serving.server.quick import Quick
 from serving.settings import Settings
+from serving.settled import settle
 
 AREAS: tuple[ModuleType, ...] = (recommendations, items, features, events, models, users, status, page)
 """Modules of routes: each has ``router(state) -> APIRouter`` and SCHEMAS, the structs that its routes speak of."""
-_GARBAGE = 20_000
-"""New objects between collections."""
 _QUICK = recommendations.PATH.encode()
 _log = logging.getLogger(LOGGER)
 Message = dict[str, Any]
@@ -99,9 +97,7 @@ def create_app(settings: Settings | None = None) -> App:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await state.open()
-        gc.collect()
-        gc.freeze()  # what is there now stays; walking it at every collection costs requests their milliseconds
-        gc.set_threshold(_GARBAGE)
+        settle()
         yield
         await state.close()
 

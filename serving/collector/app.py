@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 import math
 import threading
@@ -31,6 +30,7 @@ from serving.collector.wire import MAX_BODY_BYTES
 from serving.eventlog import EventLog, LogError, Producer
 from serving.logs import LOGGER, Mask
 from serving.settings import Settings
+from serving.settled import settle
 
 _log = logging.getLogger(LOGGER)
 _JSON, _TEXT, _SCRIPT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8", b"text/javascript; charset=utf-8"
@@ -40,8 +40,6 @@ Received = Mapping[bytes, bytes]
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
 Send = Callable[[Scope], Awaitable[None]]
-_GARBAGE = 20_000
-"""New objects between collections."""
 _MAX_KNOWN = 10_000
 
 
@@ -126,9 +124,7 @@ class CollectorApp:
         self._guard.start()
         self._collector.router.quick = False
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
-        gc.collect()
-        gc.freeze()  # what is there now stays; walking it at every collection costs requests their milliseconds
-        gc.set_threshold(_GARBAGE)
+        settle()
         _log.info("worker started")
 
     def _warm_up(self) -> None:

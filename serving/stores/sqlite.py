@@ -86,7 +86,8 @@ class SqliteStore(SqliteFile):
         if sql:
             try:
                 cursor = connection.execute(sql, (row, version, list_row) if version else (row,))
-                held = {found[:2]: found for found in cursor.fetchmany(WHOLE_CELLS)}
+                rows = cursor.fetchmany(WHOLE_CELLS)
+                held = dict(zip(map(_key, rows), rows, strict=True))
             except sqlite3.Error as error:
                 raise self._failed(error) from error
             if len(held) == WHOLE_CELLS:
