@@ -6,9 +6,13 @@ nobody knows, while real faults come and go:
   lists, features   their tables are renamed away: the statements fail
   page              the root page of the lists is overwritten: the database is malformed
   store             the database file is moved away
+  stream_file       the file of the stream's features is: workers read on in the one that they have open
   index             a version is flipped to whose index cannot be read
   store_and_index   both
   bigtable          the emulator's process is stopped: every call hangs (skipped where it is not installed)
+
+Listed users have just purchased the best items of their list: shown_again counts answers that show one of them and do not say
+that the user's features could not be read (signals missing, counted beside).
 
 After each fault that is taken away the drill waits until lists come from the store again, without anybody doing anything:
 recovered_s. p99_ms is over all requests of all faults and counts from when a request was due; deadline_ms is the sum of the
@@ -29,7 +33,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,12 +45,14 @@ from benchmarks.serve import serving
 from benchmarks.serve_checked import PAGE, Answered, CheckedLoad, percentile, wait_until_ready
 from benchmarks.serve_world import ServeWorld, user_id
 from schemas.cells import RankedList, decode_recs, encode_recs
-from schemas.keys import list_key
+from schemas.keys import USER, list_key, row_key, suppressed_group
+from schemas.stream_cells import encode_suppression
 from serving.ranking.policy import load
 from serving.stores import open_store
-from serving.stores.base import Active, Cell, ListWrite
+from serving.stores.base import Active, Cell, FeatureWrite, ListWrite
 
 RECOVER_S = 10.0
+PURCHASED = 3
 Fault = Callable[[], contextlib.AbstractContextManager[None]]
 
 
@@ -86,14 +92,16 @@ def run(args: argparse.Namespace) -> int:
         except UserError as error:
             print(f"bigtable skipped: {error}", file=sys.stderr)
     result = _result(faults, answers)
-    good = not (result["empty"] or result["short"] or result["non_200"]) and result["p99_ms"] <= result["deadline_ms"] and all(
+    wrong = [result[name] for name in ("shown_again", "empty", "short", "non_200")]
+    good = not any(wrong) and result["p99_ms"] <= result["deadline_ms"] and all(
         f["recovered_s"] is not None for f in faults.values())
     if args.json:
         print(json.dumps(result, indent=1))
     else:
         for name, found in faults.items():
             recovered = "never" if found["recovered_s"] is None else f"after {found['recovered_s']:.2f} s"
-            print(f"{name:<16} {found['requests']:>6,} answers, {found['empty']} empty, {found['non_200']} not 200, p99 "
+            print(f"{name:<16} {found['requests']:>6,} answers, {found['empty']} empty, {found['non_200']} not 200, "
+                  f"{found['signals_missing']} without signals, {found['shown_again']} show what was purchased, p99 "
                   f"{found['p99_ms']:.1f} ms, recovered {recovered}; {found['tiers']}")
         print(f"all of them: p99 {result['p99_ms']:.1f} ms, deadline {result['deadline_ms']:.0f} ms")
     return 0 if good else 1
@@ -103,11 +111,13 @@ def _drill(args: argparse.Namespace, world: ServeWorld, wanted: dict[str, Fault]
            answers: list[Answered]) -> None:
     if args.faults:
         wanted = {name: fault for name, fault in wanted.items() if name in args.faults.split(",")}
+    purchased = _purchase(world)
     with serving(world, args.workers) as server, Stage(f"bench outage {world.store.partition(':')[0]}", len(wanted) + 1,
                                                        args.quiet) as stage:
         wait_until_ready(server.url)
         counter = itertools.count()
-        drill = CheckedLoad(server.url, lambda rng: _user(rng, counter, world.users), lambda _: None, args.rate)
+        drill = CheckedLoad(server.url, lambda rng: _user(rng, counter, world.users), lambda _: None, args.rate,
+                            hidden_of=purchased.__getitem__)
         asyncio.run(_faults(drill, wanted, args.seconds, faults, stage))
         answers.extend(drill.answers)
 
@@ -158,6 +168,28 @@ def _user(rng: random.Random, counter: Iterator[int], users: int) -> str:
     if kind == 1:
         return user_id(users // 2 + next(counter) % (users - users // 2))
     return user_id(rng.randrange(users // 2))
+
+
+def _purchase(world: ServeWorld) -> defaultdict[str, frozenset[str]]:
+    """Suppresses the PURCHASED best items of the lists, of each version, of the users with a good one; by user."""
+    users = [user_id(n) for n in range(world.users // 2)]
+    found: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
+    now = world.workspace.now()
+    store = open_store(world.store)
+    try:
+        for version in world.versions:
+            for start in range(0, len(users), 1000):
+                part = users[start : start + 1000]
+                cells = store.read_lists([list_key(user, "homepage") for user in part], version)
+                for user, cell in zip(part, cells, strict=True):
+                    if cell is not None:
+                        found[user] |= frozenset(decode_recs(cell.value).item_ids[:PURCHASED])
+        cell = Cell(encode_suppression(now), now)
+        store.write_features(FeatureWrite(row_key(USER, user), "stream", suppressed_group(item), cell)
+                             for user, items in found.items() for item in sorted(items))
+    finally:
+        store.close()
+    return found
 
 
 def _spoil(world: ServeWorld) -> None:
@@ -237,6 +269,15 @@ def _sqlite_faults(world: ServeWorld) -> dict[str, Fault]:
             away.rename(path)
 
     @contextlib.contextmanager
+    def stream_away() -> Iterator[None]:
+        file = next(f for f in path.parent.glob(f"{path.name}-stream-*") if f.stat().st_size > 1 << 20)
+        file.rename(away := file.with_name("away"))
+        try:
+            yield
+        finally:
+            away.rename(file)
+
+    @contextlib.contextmanager
     def flipped() -> Iterator[None]:
         store = open_store(world.store, create=False, patient=True)
         try:
@@ -258,7 +299,8 @@ def _sqlite_faults(world: ServeWorld) -> dict[str, Fault]:
 
     return {"lists": lambda: tables_away("recommendations"),
             "features": lambda: tables_away("features_batch"),
-            "page": page_overwritten, "store": moved_away, "index": flipped, "store_and_index": both}
+            "page": page_overwritten, "store": moved_away, "stream_file": stream_away, "index": flipped,
+            "store_and_index": both}
 
 
 @contextlib.contextmanager
@@ -274,7 +316,9 @@ def _stopped(pid: int) -> Iterator[None]:
 def _figures(answers: list[Answered], recovered: float | None) -> dict[str, Any]:
     good = [a for a in answers if a.status == 200]
     return {"requests": len(answers), "empty": sum(not a.items for a in good), "short": sum(0 < a.items < PAGE for a in good),
-            "non_200": len(answers) - len(good), "p50_ms": round(percentile([a.ms for a in answers], 0.5), 2),
+            "non_200": len(answers) - len(good), "signals_missing": sum(a.signals == "missing" for a in good),
+            "shown_again": sum(a.hidden > 0 and a.signals != "missing" for a in good),
+            "p50_ms": round(percentile([a.ms for a in answers], 0.5), 2),
             "p99_ms": round(percentile([a.ms for a in answers], 0.99), 2),
             "max_ms": round(max((a.ms for a in answers), default=0), 2),
             "tiers": dict(Counter(a.tier for a in good).most_common()),

@@ -25,7 +25,7 @@ PATIENCE_S = 10.0
 @dataclass
 class Answered:
     """One answer: when it was due, sent and came (time.monotonic()), and what it said; ``status`` 0: none came. ``paged``: of a
-    next page, which goes on in the version of the page before."""
+    next page, which goes on in the version of the page before; ``hidden``: items on it that the user must not see."""
 
     connection: int
     due: float
@@ -38,6 +38,8 @@ class Answered:
     tier: str = ""
     items: int = 0
     mixed: bool = False
+    signals: str = ""
+    hidden: int = 0
     detail: str = ""
 
     @property
@@ -65,6 +67,7 @@ class _Page(msgspec.Struct):
     model_version: str
     served_from: str
     next_cursor: str | None = None
+    signals: str = ""
 
 
 _decode = msgspec.json.Decoder(_Page).decode
@@ -80,6 +83,7 @@ class CheckedLoad:
       version_of: the version that an item belongs to, None for any: an answer whose items are of two, or of another than its
         model_version, is mixed.
       rate: requests a second of all connections.
+      hidden_of: what a user must not see.
       on_answer: told of each answer.
     """
 
@@ -91,6 +95,7 @@ class CheckedLoad:
     paging: float = 0.2
     answers: list[Answered] = field(default_factory=list)
     on_answer: Callable[[Answered], None] | None = None
+    hidden_of: Callable[[str], frozenset[str]] | None = None
     _stopped: bool = False
 
     def stop(self) -> None:
@@ -141,6 +146,10 @@ class CheckedLoad:
             return None
         page = _decode(body)
         answer.version, answer.tier, answer.items = page.model_version.removeprefix("m-"), page.served_from, len(page.items)
+        answer.signals = page.signals
+        if self.hidden_of is not None:
+            hidden = self.hidden_of(answer.user)
+            answer.hidden = sum(item.item_id in hidden for item in page.items)
         named = [i for item in page.items for i in (item.item_id, item.explanation.source_item_id) if i]
         answer.mixed = any(self.version_of(i) not in (None, answer.version) for i in named) or any(
             item.metadata.title != f"The story of {item.item_id}" for item in page.items)

@@ -25,8 +25,11 @@ def test_flips_and_rollbacks_mix_nothing_and_are_seen_by_everybody(drill):
 
 
 def test_losing_lists_index_and_store_costs_no_page_and_it_recovers(drill):
-    _, said = drill("outage", "--seconds", "1.5", "--store", "sqlite", "--faults", "lists,page,store_and_index")
-    assert set(said["faults"]) == {"none", "lists", "page", "store_and_index"}
-    assert (said["empty"], said["short"], said["non_200"]) == (0, 0, 0), said
+    faults = ["lists", "features", "page", "stream_file", "store_and_index"]
+    _, said = drill("outage", "--seconds", "1.5", "--store", "sqlite", "--faults", ",".join(faults))
+    assert list(said["faults"]) == ["none", *faults]
+    assert (said["empty"], said["short"], said["non_200"], said["shown_again"]) == (0, 0, 0, 0), said
+    missing = {name: fault["signals_missing"] for name, fault in said["faults"].items()}
+    assert missing["features"] > 50 and missing["store_and_index"] > 50 and missing["none"] == missing["stream_file"] == 0, said
     assert all(fault["recovered_s"] is not None for fault in said["faults"].values()), said
     assert {"list", "on_demand", "popular", "popular_in_memory"} <= set(said["tiers"]), said
