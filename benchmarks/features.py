@@ -3,10 +3,12 @@
   beamrec bench features [--json]            SQLite and, where the emulator is installed, Bigtable
   beamrec bench features --stores sqlite     one of them
 
-Each side reads through its own client and gets every value with where it came from: beamrec a matrix (AsyncFeatureReader.many),
-Feast get_online_features(...).to_dict(). The two take turns, so that what disturbs the machine disturbs both; equal is whether
-all values of all timed reads are the same. speedup_vs_feast_p50 and _p99 are the worst over reads and stores; Feast runs in its
-own environment, .bench/feast, made on first use.
+beamrec holds every value in a cell of its batch family and, newer, the first of them in a ring of counts of its stream family,
+as a nightly run and a streaming job leave them: a read takes both, extracts the stream's windows and lays them over batch.
+Feast holds what comes of that. Each side reads through its own client and gets every value with where it came from: beamrec a
+matrix (AsyncFeatureReader.many), Feast get_online_features(...).to_dict(). The two take turns, so that what disturbs the
+machine disturbs both; equal is whether all values of all timed reads are the same. speedup_vs_feast_p50 and _p99 are the worst
+over reads and stores; Feast runs in its own environment, .bench/feast, made on first use.
 """
 
 from __future__ import annotations
@@ -32,12 +34,16 @@ import numpy.typing as npt
 from beam_pipelines.errors import UserError
 from beam_pipelines.services import bigtable, install
 from benchmarks.peer_python import ROOT, peer_python
+from benchmarks.serve_world import ring_cell
 from schemas.cells import encode_vectors
-from schemas.features import Feature, Group, Registry
-from schemas.keys import ENTITY_KINDS, row_key
-from serving.features import AsyncFeatureReader
+from schemas.features import Feature, Group, Registry, features_of
+from schemas.features import group as ring_group
+from schemas.keys import ENTITY_KINDS, STATUS, row_key, status_key
+from schemas.stream_cells import extract_rings
+from serving.features import SOURCES, AsyncFeatureReader
 from serving.stores import open_store
 from serving.stores.aio import AsyncStore, open_async
+from serving.stores.base import Cell, FeatureWrite
 from serving.stores.columns import cell_batch
 
 SHAPES = {"user": (1, 250), "item": (100, 30)}
@@ -46,7 +52,12 @@ STORES = ("sqlite", "bigtable")
 _NOW = 1_800_000_000_000_000
 _HOUR = 3_600_000_000
 
+RING_OF = {"user": "user_panes", "item": "item_minutes"}
+"""The group of the stream that each kind has beside batch."""
+
 Values = dict[str, npt.NDArray[np.float32]]
+Rings = dict[str, tuple[list[bytes], npt.NDArray[np.int64]]]
+"""By kind, n cells of its ring and the (n, k) values they hold at _NOW."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES), help="default: both")
     parser.add_argument("--users", type=int, default=200, help="stored (default: 200)")
     parser.add_argument("--items", type=int, default=1000, help="stored (default: 1000)")
-    parser.add_argument("--reads", type=int, default=30, help="of each side and shape in a turn (default: 30)")
+    parser.add_argument("--reads", type=int, default=100, help="of each side and shape in a turn (default: 100)")
     parser.add_argument("--turns", type=int, default=5, help="default: 5")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
@@ -69,10 +80,13 @@ def run(args: argparse.Namespace) -> int:
     values: Values = {kind: chance.normal(size=(n, SHAPES[kind][1])).astype(np.float32)
                       for kind, n in (("user", args.users), ("item", args.items))}
     with tempfile.TemporaryDirectory(prefix="beamrec-features-") as folder:
+        rings = {kind: made_rings(kind, len(matrix), chance) for kind, matrix in values.items()}
+        for kind, (_, windows) in rings.items():
+            values[kind][:, : windows.shape[1]] = windows
         np.savez(Path(folder) / "values.npz", **values)  # type: ignore[arg-type]
         for store in args.stores:
             with _place(store, Path(folder)) as (uri, online, environment):
-                result[store] = _measure(args, Path(folder), values, uri, online, environment)
+                result[store] = _measure(args, Path(folder), values, rings, uri, online, environment)
     rates = [shape for store in args.stores for shape in result[store].values()]
     result["speedup_vs_feast_p50"] = min(rate["speedup_p50"] for rate in rates)
     result["speedup_vs_feast_p99"] = min(rate["speedup_p99"] for rate in rates)
@@ -102,9 +116,9 @@ def _place(store: str, folder: Path) -> Iterator[tuple[str, dict[str, str], dict
                dict(server.environment))
 
 
-def _measure(args: argparse.Namespace, folder: Path, values: Values, uri: str, online: dict[str, str],
+def _measure(args: argparse.Namespace, folder: Path, values: Values, rings: Rings, uri: str, online: dict[str, str],
              environment: dict[str, str]) -> dict[str, Any]:
-    registry = write(uri, values)
+    registry = write(uri, values, rings)
     command = [peer_python("feast"), str(ROOT / "benchmarks" / "features_feast.py"), str(folder), json.dumps(online)]
     peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                             env={**os.environ, **environment, "FEAST_USAGE": "False"})
@@ -155,23 +169,41 @@ async def _read(store: AsyncStore, reader: AsyncFeatureReader, kind: str, size: 
         began = time.perf_counter()
         matrix = await reader.many(store, kind, ids, _NOW)  # type: ignore[arg-type]
         took.append(time.perf_counter() - began)
+        streamed = np.flatnonzero(matrix.sources[0] == SOURCES.index("stream"))
+        assert len(streamed) == len(features_of(RING_OF[kind])), "the stream's values were not laid over"
         digest.update(matrix.values.tobytes())
     return took, digest.hexdigest()
 
 
-def write(uri: str, values: Values) -> Registry:
-    """Writes the values, one group an entity; the registry of their features."""
+def made_rings(kind: str, entities: int, chance: np.random.Generator) -> tuple[list[bytes], npt.NDArray[np.int64]]:
+    """Cells of random counts that reach to _NOW, and the values of their windows."""
+    name = RING_OF[kind]
+    cells = [ring_cell(name, _NOW, chance) for _ in range(entities)]
+    return cells, extract_rings(name, cells, _NOW)
+
+
+def write(uri: str, values: Values, rings: Rings) -> Registry:
+    """Writes the values, of each kind one group of batch, that knows other ones of those that the stream has, and one of the
+    stream; the registry of their features."""
     groups = [Group(1000 + i, f"{kind}_bench", kind, "batch", "vector") for i, kind in enumerate(values)]  # type: ignore[arg-type]
     features = [Feature(f"{kind}_f{i:03}", kind, f"{kind}_bench", "A number.")  # type: ignore[arg-type]
                 for kind, matrix in values.items() for i in range(matrix.shape[1])]
+    features += [Feature(f"{kind}_f{i:03}", kind, RING_OF[kind], "A count.", source="stream", ttl=600)  # type: ignore[arg-type]
+                 for kind, (_, windows) in rings.items() for i in range(windows.shape[1])]
     store = open_store(uri)
+    status = json.dumps({"written_at": _NOW, "watermark": _NOW - 10_000_000, "run": "bench"}).encode()
+    store.write_features([FeatureWrite(status_key(), "stream", STATUS, Cell(status, _NOW))])
+    for kind, (cells, _) in rings.items():
+        rows = [row_key(ENTITY_KINDS[kind], f"{kind}-{i:06}") for i in range(len(cells))]
+        store.write_cells("stream", cell_batch(rows, [RING_OF[kind]] * len(rows), cells, [_NOW - 1_000_000] * len(rows)))
     for group in groups:
-        matrix = values[group.entity]
+        matrix = values[group.entity].copy()
+        matrix[:, : rings[group.entity][1].shape[1]] += 1
         rows = [row_key(ENTITY_KINDS[group.entity], f"{group.entity}-{i:06}") for i in range(len(matrix))]
         store.write_cells("batch", cell_batch(rows, [group.name] * len(rows), encode_vectors(group.id, matrix),
                                               [_NOW - _HOUR] * len(rows)))
     store.close()
-    return Registry(groups, features)
+    return Registry([*groups, *(ring_group(name) for name in RING_OF.values())], features)
 
 
 @dataclass(frozen=True)

@@ -218,11 +218,16 @@ def _cells(consumed: list[int], items: int, rng: np.random.Generator) -> dict[st
         suppressed_group(ids[0]): ("stream", encode_suppression(NOW - 60 * SECOND)),
     }
     for name in ("user_panes", "user_day"):
-        ring, width = RINGS[name], len(features_of(name)) // len(RINGS[name].windows)
-        first = struct.pack("<q", NOW // ring.step - ring.size + 1)
-        cells[name] = ("stream", _HEADER.pack(LAYOUT, RING, group(name).id, ring.size * width) + first
-                       + rng.integers(0, 4, (ring.size, width)).astype("<i4").tobytes())
+        cells[name] = ("stream", ring_cell(name, NOW, rng))
     return cells
+
+
+def ring_cell(name: str, now: int, rng: np.random.Generator) -> bytes:
+    """A cell of a group of counts, all of its panes full, the last one that of ``now``."""
+    ring, width = RINGS[name], len(features_of(name)) // len(RINGS[name].windows)
+    first = struct.pack("<q", now // ring.step - ring.size + 1)
+    counts = rng.integers(0, 4, (ring.size, width)).astype("<i4").tobytes()
+    return _HEADER.pack(LAYOUT, RING, group(name).id, ring.size * width) + first + counts
 
 
 def _session(ids: list[str], names: list[str]) -> bytes:
