@@ -21,7 +21,11 @@ SCHEMAS = (Accepted, EventOutcome, EventProblem, EventIn, Events, ItemIn, UserIn
 BARE = ("ItemIn", "UserIn")
 """Nothing of these is required: the id stands in the path."""
 _KEY = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"},
-        "description": "at most 256 characters: makes ids of events without one, so that the request can be sent again"}
+        "description": "at most 256 characters: makes ids of events without one. A retry is surely a copy where each event "
+                       "names its occurred_at too; else only at the worker that had it first, while that remembers it"}
+_RETRY = ("Sending an event again is harmless when it names `event_id` (or comes under the same Idempotency-Key) **and** "
+          "`occurred_at`: the same event is the same id, user and time. Without `occurred_at` the time is now; the worker that "
+          "had the id before gives it the same time again, for its last 100,000 ids and until it ends; another one does not.")
 
 
 def router(state: State) -> APIRouter:
@@ -29,7 +33,8 @@ def router(state: State) -> APIRouter:
     routes = APIRouter(tags=["events"])
     writer = state.guard.needs("write_events")
 
-    @routes.post("/v1/events", summary="Take events", status_code=202, responses=_said(), openapi_extra=_events_body())
+    @routes.post("/v1/events", summary="Take events", description=_RETRY, status_code=202, responses=_said(),
+                 openapi_extra=_events_body())
     async def events(request: Request, caller: Caller = writer) -> Response:
         router = _collector(state).router
         content, key = await read_body(request), request.headers.get("idempotency-key")
