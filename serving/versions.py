@@ -25,6 +25,8 @@ POINTER_SECONDS = 0.1
 UNPUBLISHED_ROUNDS = 10
 """A surface without a pointer is looked at in every so many rounds only: most never get one."""
 READ_SECONDS = 1.0
+KEPT_WARM = 1
+"""Versions that no pointer names any more whose bundles stay loaded, the last that were: a flip back to one loads nothing."""
 GRAIN = 10_000
 """Users are split by so many parts: 0.01 %."""
 
@@ -78,6 +80,8 @@ class Versions:
         self._read: dict[str, Active | None] = {}
         self._one_at_a_time = asyncio.Lock()
         self._served: dict[str, Active] = {}
+        self._named: set[str] = set()
+        self._warm: list[str] = []
         self._read_at: float | None = None
         self._trouble = ""
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +145,11 @@ class Versions:
                 self._trouble = str(error) or "the store cannot be read"
             else:
                 self._read_at, self._trouble = time.monotonic(), ""
-            self._bundles.want(_named([*self._read.values(), *self._served.values()]))
+            named = _named([*self._read.values(), *self._served.values()])
+            left = [*self._warm, *sorted(self._named - named)]
+            self._warm = [v for v in left if v not in named and self._bundles.get(v) is not None][-KEPT_WARM:]
+            self._named = named
+            self._bundles.want(named.union(self._warm))
             await self._adopt()
 
     async def close(self) -> None:

@@ -116,8 +116,8 @@ def test_an_index_that_cannot_be_read_leaves_the_rest_of_its_bundle(world):
     run(drill())
 
 
-def test_old_bundles_are_let_go_of_and_requests_under_way_keep_theirs(world):
-    for version in ("v1", "v2", "v3"):
+def test_old_bundles_are_let_go_of_and_requests_under_way_keep_theirs(world, monkeypatch):
+    for version in ("v1", "v2", "v3", "v4"):
         bundle(world, version)
     world.flip("v1")
 
@@ -127,8 +127,15 @@ def test_old_bundles_are_let_go_of_and_requests_under_way_keep_theirs(world):
             world.flip("v2", previous="v1")
             await until(lambda: versions.choose("homepage", "ann").version == "v2")
             world.flip("v3", previous="v2")
-            await until(lambda: bundles.versions == ["v2", "v3"])
+            await until(lambda: versions.choose("homepage", "ann").version == "v3" and not versions.pending)
+            assert bundles.versions == ["v1", "v2", "v3"], "the last one that no pointer names stays warm"
+            world.flip("v4", previous="v3")
+            await until(lambda: bundles.versions == ["v2", "v3", "v4"])
             assert mine.metadata(3).startswith(b"{")
+            monkeypatch.setattr(bundles, "_load", None)  # what is warm is not loaded again
+            world.flip("v2", previous="v4")
+            await until(lambda: versions.choose("homepage", "ann").version == "v2")
+            await until(lambda: bundles.versions == ["v2", "v3", "v4"])
 
     run(drill())
 
