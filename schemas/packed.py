@@ -5,7 +5,7 @@ The same answers, and the same errors, as the readers of schemas.cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -165,6 +165,25 @@ class Coded(_Lazy):
         """Some of them."""
         codes, names = self.codes, self.names
         return [names[codes[at]] for at in places]
+
+
+class Later(_Lazy):
+    """n texts that are made when somebody looks.
+
+    Args:
+      make: makes all of them; count: n.
+    """
+
+    __slots__ = ("_count", "_from")
+
+    def __init__(self, make: Callable[[], list[str]], count: int) -> None:
+        self._from, self._count, self._made = make, count, None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _make(self) -> list[str]:
+        return self._from()
 
 
 def take(values: Sequence[str], places: Sequence[int]) -> list[str]:

@@ -29,7 +29,7 @@ from serving.breaker import Breaker, State
 from serving.bundles import Bundles
 from serving.made_lists import Budget, ListStore, MadeLists
 from serving.pointer import versions_of
-from serving.ranking.listed import read_listed
+from serving.ranking.listed import read_listed, size_of
 from serving.ranking.model import Ask, Candidates, Signals, Tier
 from serving.ranking.policy import ContextPolicy
 from serving.stores.base import Active, Cell, StoreError
@@ -146,14 +146,14 @@ class Ladder:
                    now: int) -> Candidates:
         """The best candidates there are for a user; raises NothingPublishedError."""
         recs, version = found.recs, choice.version
-        if recs is not None and len(recs.item_ids) and recs.expires_at > now:
+        if recs is not None and size_of(recs) and recs.expires_at > now:
             return Candidates(recs, version, "list", True)
-        if recs is not None and len(recs.item_ids):
+        if recs is not None and size_of(recs):
             made = self._on_demand(ask, choice, found, signals, policy, now)
             return Candidates(made or recs, version, "on_demand" if made else "expired_list", True)
         if not found.lost and choice.fallback is not None and ask.user_id:
             before = (await self.own(ask.user_id, choice.surface, choice.fallback, policy.deadline("previous_list"))).recs
-            if before is not None and len(before.item_ids) and before.expires_at > now:
+            if before is not None and size_of(before) and before.expires_at > now:
                 return Candidates(before, choice.fallback, "previous_list", True)
         made = self._on_demand(ask, choice, found, signals, policy, now)
         if made is not None:
@@ -216,7 +216,7 @@ class Ladder:
         if bundle is None or signals.missing:
             return None
         recs = self._guarded(self._make, ask, signals, bundle, policy, now)
-        if recs is None or not len(recs.item_ids):
+        if recs is None or not size_of(recs):
             return None
         # a list made for a context that reads another surface's lists expires as its own policy says: the others never see it
         write = policy.name == choice.surface and not found.lost
@@ -233,7 +233,7 @@ class Ladder:
             return Candidates(kept, choice.version, "on_demand", True)
         bundle = self._bundles.get(choice.version)
         recs = self._guarded(self._around, ask, signals, bundle, policy, now) if bundle is not None else None
-        if recs is None or not len(recs.item_ids):
+        if recs is None or not size_of(recs):
             return None
         self._near[key] = recs = read_listed(encode_recs(recs))  # packed: a tenth of the memory, and ranked in one call
         self._near.move_to_end(key)

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from models.inference.bundle import Bundle
 from schemas.cells import REASONS, SOURCES
-from serving.ranking.kernels import F32, I32, I64
+from serving.ranking.kernels import F32, I32, I64, LINE, ask_for
 from serving.ranking.listed import BECAUSE, BECAUSE_END, ID_END, POSITION, REASON, SOURCE
 from serving.ranking.model import Packed
 from serving.responses import reason_sentence
-from transforms.records.memory import copy
+from transforms.records.memory import copy, prefetch
 
 U8 = npt.NDArray[np.uint8]
 _DIGITS = 7
@@ -82,6 +82,16 @@ def _write(numbers: I32, text: U8, split: int, scores: F32, rank: int, metadata:
     titles, nothing = np.zeros((k, 2), np.int64), np.empty(0, np.uint8)
     if not _is_plain(text):
         return nothing
+    ask_for(numbers[POSITION], offsets)
+    ask_for(numbers[BECAUSE], offsets)
+    at_metadata = np.int64(metadata.ctypes.data)
+    for i in range(k):
+        own, why = numbers[POSITION, i], numbers[BECAUSE, i]
+        for at in range(offsets[own] if own >= 0 else 0, offsets[own + 1] if own >= 0 else 0, LINE):
+            prefetch(at_metadata, at)
+        if why >= 0:
+            prefetch(at_metadata, offsets[why])
+            prefetch(at_metadata, offsets[why] + LINE)
     for i in range(k):
         own, why, reason = numbers[POSITION, i], numbers[BECAUSE, i], numbers[REASON, i]
         if own < 0 or why == -1:

@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from schemas.packed import Coded, PackedIds
+from schemas.cells import SOURCES
 from serving.eventlog import EventLog, LogError, Producer, open_log, partition_of
 from serving.eventlog.local import LocalLog
 from serving.logs import LOGGER
+from serving.ranking.listed import ID_END, SOURCE
 from serving.ranking.model import Ask, Ranked
 from serving.recommender import Answer
 from serving.signal_values import NUMBERS, numbers_of
@@ -40,8 +41,20 @@ _log = logging.getLogger(LOGGER)
 def zigzag(value: int) -> bytes:
     """An Avro int or long."""
     left = (value << 1) ^ (value >> 63)
-    if left < 0x80:
-        return bytes((left,))
+    return bytes((left,)) if left < 0x80 else _rest.__wrapped__(left)
+
+
+def _moment(micros: int) -> bytes:
+    """``zigzag`` of a time: what lies above its last second is made once."""
+    left = micros << 1
+    if left >> 21 <= 0:
+        return zigzag(micros)
+    return bytes((left & 0x7F | 0x80, left >> 7 & 0x7F | 0x80, left >> 14 & 0x7F | 0x80)) + _rest(left >> 21)
+
+
+@functools.lru_cache(64)
+def _rest(left: int) -> bytes:
+    """Of a varint."""
     found = bytearray()
     while left >= 0x80:
         found.append(left & 0x7F | 0x80)
@@ -80,23 +93,14 @@ def _strings(names: tuple[str, ...], more: bytes = b"") -> tuple[npt.NDArray[np.
 _numbers = functools.cache(functools.partial(_strings, NUMBERS, _ONE))
 
 
-def _packed(ids: Sequence[str]) -> tuple[bytes, npt.NDArray[np.int64]]:
+_sources = functools.cache(functools.partial(_strings, SOURCES))
+
+
+def _joined(ids: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """n ids one behind the other, and where each ends."""
-    if isinstance(ids, PackedIds):
-        return ids.raw, ids.ends.astype(np.int64)
-    text = "".join(ids)
-    raw, sizes = text.encode(), list(map(len, ids))
-    if len(raw) != len(text):
-        sizes = [len(i.encode()) for i in ids]
-    return raw, np.array(list(itertools.accumulate(sizes)), np.int64)
-
-
-def _coded(sources: Sequence[str]) -> tuple[bytes, tuple[str, ...]]:
-    """n codes and the names behind them."""
-    if isinstance(sources, Coded):
-        return sources.codes, sources.names
-    names = tuple(dict.fromkeys(sources))
-    return bytes(map(names.index, sources)), names
+    raw = [i.encode() for i in ids]
+    return (np.frombuffer(bytearray(b"".join(raw) or b"\0"), np.uint8),
+            np.array(list(itertools.accumulate(map(len, raw))), np.int32))
 
 
 def _body(values: Mapping[str, float], ranked: Ranked, position: int) -> bytes:
@@ -104,14 +108,16 @@ def _body(values: Mapping[str, float], ranked: Ranked, position: int) -> bytes:
     numbers, named = numbers_of(values), _numbers()
     if numbers is None:
         numbers, named = np.array(list(values.values()), np.float64), _strings(tuple(values), _ONE)
-    names, table = tuple(ranked.features), ranked.table
-    if table is None:
-        table = np.array([ranked.features[name] for name in names], _F32).reshape(len(names), len(ranked.item_ids))
-    raw, ends = _packed(ranked.item_ids)
-    codes, sources = _coded(ranked.sources)
+    names, packed = tuple(ranked.features), ranked.packed
+    if packed is not None and ranked.table is not None:
+        return encode_numbers_and_items(numbers, *named, packed.text, packed.numbers[ID_END], position, ranked.scores,
+                                        packed.numbers[SOURCE], *_sources(), *_template(names), ranked.table).tobytes()
+    sources = tuple(dict.fromkeys(ranked.sources))
+    table = np.array([ranked.features[name] for name in names], _F32).reshape(len(names), len(ranked.item_ids))
     return encode_numbers_and_items(  # copies: another kind of array would be compiled for, for seconds
-        numbers, *named, np.frombuffer(raw or b"\0", np.uint8), ends, position, np.array(ranked.scores, _F32),
-        np.frombuffer(codes or b"\0", np.uint8), *_strings(sources), *_template(names), np.array(table, _F32)).tobytes()
+        numbers, *named, *_joined(ranked.item_ids), position, np.array(ranked.scores, _F32),
+        np.array([sources.index(name) for name in ranked.sources], np.int32), *_strings(sources), *_template(names),
+        table).tobytes()
 
 
 def encode_served(ask: Ask, answer: Answer, served_at: int) -> bytes:
@@ -119,7 +125,7 @@ def encode_served(ask: Ask, answer: Answer, served_at: int) -> bytes:
     candidates = answer.candidates
     index = b"\0" if answer.bundle is None else b"\2" + _named(answer.bundle.manifest.index_version)
     return b"".join((head("served_features"), _string(ask.request_id), _string(ask.user_id), _named(ask.context),
-                     zigzag(served_at), _named(candidates.tier), _named(candidates.recs.model_version), index,
+                     _moment(served_at), _named(candidates.tier), _named(candidates.recs.model_version), index,
                      _body(answer.signals.values, answer.ranked, len(ask.shown) + 1), _ONE))
 
 

@@ -11,6 +11,7 @@ import xxhash
 
 from schemas.packed import PackedIds
 from transforms.records.hashes import hash_packed
+from transforms.records.memory import prefetch
 
 I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]
@@ -57,6 +58,11 @@ def find(hashes: U64, table: I32, wanted: U64) -> I32:
     """Position of each of k hashes, -1 for one that is not there."""
     found = np.full(len(wanted), -1, np.int32)
     mask = np.uint64(len(table) - 1)
+    places, rows = np.int64(table.ctypes.data), np.int64(hashes.ctypes.data)
+    for i in range(len(wanted)):  # the misses of all of them at once, not one behind the other
+        prefetch(places, 4 * np.int64((wanted[i] >> np.uint64(16)) & mask))
+    for i in range(len(wanted)):
+        prefetch(rows, 8 * max(0, table[(wanted[i] >> np.uint64(16)) & mask]))
     for i in range(len(wanted)):
         place = (wanted[i] >> np.uint64(16)) & mask
         while table[place] >= 0:

@@ -36,9 +36,9 @@ def encode_cursor(version: str, shown: npt.NDArray[np.uint32], page: npt.NDArray
     named = version.encode()
     if len(shown) + len(page) > MAX_SHOWN or len(named) > 255:
         return None
-    rest = b"%c%b%b%b" % (len(named), named, shown.tobytes(), page.astype(_U32, copy=False).tobytes())
+    rest = b"%c%b%b%b" % (len(named), named, shown.tobytes(), (page if page.dtype == _U32 else page.astype(_U32)).tobytes())
     raw = _LAYOUT + zlib.crc32(rest).to_bytes(4, "little") + rest
-    return binascii.b2a_base64(raw, newline=False).translate(_URL_SAFE).rstrip(b"=").decode()
+    return binascii.b2a_base64(raw, newline=False).translate(_URL_SAFE, b"=").decode()
 
 
 def decode_cursor(text: str) -> tuple[str, npt.NDArray[np.uint32]]:

@@ -19,6 +19,7 @@ from serving.api.parameters import LIST_PARAMETERS, USER_PARAMETERS, list_ask, u
 from serving.api.problems import CONTENT_TYPE, ProblemError, failure, unavailable
 from serving.api.state import State
 from serving.ladder import NothingPublishedError
+from serving.ranking.listed import POSITION
 from serving.ranking.model import Ask
 from serving.recommender import Answer
 from serving.responses import Recommendations
@@ -69,7 +70,9 @@ class Lists:
                         not answer.signals.missing, len(ranked.item_ids) < ask.page_size and not len(ask.shown))
         for step, seconds in answer.seconds.items():
             counters.step(step, seconds)
-        counters.shown.add(ranked.item_ids)
+        packed = ranked.packed
+        counters.shown.add(ranked.item_ids, answer.bundle, packed.numbers[POSITION] if packed is not None and packed.known
+                           else None)
         if state.truth is not None:
             state.truth.tell(ask, answer)
 

@@ -15,6 +15,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from serving.ranking.kernels import BLOCKED, CLICKS, NORM, SEEN
+
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
@@ -34,7 +36,7 @@ def thompson(seed: int, rate: float, items: I32, fit: F32, clicks: F32, impressi
       seed: 63 bits; the stream starts there.
       rate: p in (0, 1).
       items: (n,) positions, negative for one that is left out; fit: (n,) in [0, 1], how well each goes with the page.
-      clicks, impressions: by position, clicks <= impressions.
+      clicks, impressions: (n,), clicks <= impressions.
     """
     state = np.empty(1, np.uint64)
     state[0] = seed
@@ -43,8 +45,8 @@ def thompson(seed: int, rate: float, items: I32, fit: F32, clicks: F32, impressi
         if items[i] < 0:
             continue
         prior = min(0.99, max(1e-6, rate * (0.5 + fit[i])))
-        good = _gamma(state, PRIOR * prior + clicks[items[i]])
-        bad = _gamma(state, PRIOR * (1 - prior) + max(0.0, impressions[items[i]] - clicks[items[i]]))
+        good = _gamma(state, PRIOR * prior + clicks[i])
+        bad = _gamma(state, PRIOR * (1 - prior) + max(0.0, impressions[i] - clicks[i]))
         draw = good / (good + bad) if good + bad > 0 else 0.0
         if draw > highest:
             best, highest = i, draw
@@ -52,15 +54,18 @@ def thompson(seed: int, rate: float, items: I32, fit: F32, clicks: F32, impressi
 
 
 @numba.njit(cache=True, nogil=True)
-def eligible(centre: F32, keep: Bools, positions: I32, taken: Bools, units: F32, drawn: I32, vectors: F32, norms: F32,
-             blocked: Bools, impressions: F32, below: float, hashes: U64, shown: U32, places: I32, items: I32, fit: F32) -> int:
+def eligible(centre: F32, keep: Bools, positions: I32, taken: Bools, units: F32, drawn: I32, vectors: F32, rows: I32,
+             numbers: F32, below: float, hashes: U64, shown: U32, places: I32, items: I32, fit: F32, clicks: F32,
+             impressions: F32) -> int:
     """Who may take the slot: candidates that are not on the page and drawn items, all seen fewer than ``below`` times.
 
     Args:
       centre: (d,) unit mean of the page.
       keep, positions, taken, units: of the n candidates; taken: on the page.
       drawn: positions of items beside them.
-      places, items, fit: filled with place (n + j for drawn item j), position and cosine to the centre in [0, 1].
+      rows, numbers: of serving.ranking.rules.
+      places, items, fit: filled with place (n + j for drawn item j), position and cosine to the centre in [0, 1]; clicks,
+        impressions: with those of the item.
 
     Returns:
       How many.
@@ -68,25 +73,27 @@ def eligible(centre: F32, keep: Bools, positions: I32, taken: Bools, units: F32,
     n, count = len(positions), 0
     for j in range(n + len(drawn)):
         item = positions[j] if j < n else drawn[j - n]
-        if item < 0 or impressions[item] >= below or (taken[j] or not keep[j] if j < n else blocked[item]):
+        if item < 0 or numbers[item, SEEN] >= below or (taken[j] or not keep[j] if j < n else rows[item, BLOCKED] != 0):
             continue
         known = False
         if j >= n:
-            low = np.uint32(hashes[item] & np.uint64(0xFFFFFFFF))
             for i in range(n):
-                known = known or positions[i] == item
-            for i in range(len(shown)):
-                known = known or shown[i] == low
+                known |= positions[i] == item
+            if len(shown):
+                low = np.uint32(hashes[item] & np.uint64(0xFFFFFFFF))
+                for i in range(len(shown)):
+                    known |= shown[i] == low
         if known:
             continue
         total = np.float32(0)
         if j < n:
             for d in range(len(centre)):
                 total += centre[d] * units[j, d]
-        elif item < len(vectors) and norms[item] > 0:
+        elif numbers[item, NORM] > 0:
             for d in range(len(centre)):
                 total += centre[d] * vectors[item, d]
-            total /= norms[item]
+            total /= numbers[item, NORM]
+        clicks[count], impressions[count] = numbers[item, CLICKS], numbers[item, SEEN]
         places[count], items[count], fit[count] = j, item, min(np.float32(1), max(np.float32(0), total))
         count += 1
     return count
@@ -118,8 +125,10 @@ def _gamma_from_one(state: npt.NDArray[np.uint64], shape: float) -> float:
     while True:
         x = math.sqrt(-2 * math.log(uniform(state))) * math.cos(2 * math.pi * uniform(state))  # Box & Muller
         v = (1 + c * x) ** 3
-        if v > 0 and math.log(uniform(state)) < 0.5 * x * x + d - d * v + d * math.log(v):
-            return d * v
+        if v > 0:
+            u = uniform(state)
+            if u < 1 - 0.0331 * x**4 or math.log(u) < 0.5 * x * x + d - d * v + d * math.log(v):  # what the first lets in, so
+                return d * v  # does the second, at the price of two logarithms
 
 
 @numba.njit(cache=True, nogil=True)

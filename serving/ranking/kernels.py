@@ -6,10 +6,13 @@ A page is made of n candidates. Their items' data are gathered first, so that a 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+
+from transforms.records.memory import prefetch
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -21,25 +24,51 @@ Bools = npt.NDArray[np.bool_]
 
 CATEGORIES = 8
 """Categories of an item that count in ranking; the first is the one that max_per_category counts."""
+ROW = 16
+NORM, SEEN, BOOST, CLICKS, BLOCKED = range(CATEGORIES, CATEGORIES + 5)
+"""What ranking reads of an item, in one row of ROW numbers of 4 bytes: codes of its categories, -1 behind the last; then the
+length of its vector, 0 without one; impressions; boost; clicks; whether it is blocked."""
 SESSION_NEIGHBOURS = 50
+LINE = 64
+"""Bytes that memory hands over at once."""
+_BLOCK = 16
 
 
 @numba.njit(cache=True, nogil=True)
-def session_slots(items: int) -> int:
-    """Places for the items near so many: a power of two, at most half of them used."""
-    places = 64
-    while places < 2 * SESSION_NEIGHBOURS * items:
+def session_slots(session: I32, offsets: I64, neighbours: I32, strengths: F32) -> int:
+    """Places for the items near those of a session: a power of two, at most half of them used. What ``near_session`` reads of
+    the neighbours is asked for."""
+    near, places = 0, 64
+    ids, weights = np.int64(neighbours.ctypes.data), np.int64(strengths.ctypes.data)
+    for h in session:
+        if h >= 0:
+            start, end = offsets[h], min(offsets[h + 1], offsets[h] + SESSION_NEIGHBOURS)
+            near += end - start
+            for at in range(4 * start, 4 * end, LINE):
+                prefetch(ids, at)
+                prefetch(weights, at)
+    while places < 2 * near:
         places *= 2
     return places
 
 
 @numba.njit(cache=True, nogil=True)
+def ask_for(positions: I32, values: Any) -> None:
+    """Prefetches rows of an array, all before the first is waited for: together they take hardly longer than one."""
+    base, width = np.int64(values.ctypes.data), np.int64(values.strides[0])
+    for position in positions:
+        if 0 <= position < len(values):
+            for at in range(0, width, LINE):
+                prefetch(base, width * position + at)
+
+
+@numba.njit(cache=True, nogil=True)
 def near_session(session: I32, weights: F32, offsets: I64, neighbours: I32, strengths: F32, half_life: float, items: I32,
-                 sums: F32, because: I32) -> int:
+                 sums: F32, because: I32, order: I32) -> int:
     """Sums the co-occurrence with the session per item into open-addressing places (``items`` -1: free).
 
     sum(i) = over session items h, newest first: weight(h) / 2^(rank / half_life) * strength(h, i); ``because`` is the place in
-    the session of the h that gave most. Returns how many places are used.
+    the session of the h that gave most. Returns how many places are used; ``order`` has them, as they came.
     """
     items[:] = -1
     mask, used = len(items) - 1, 0
@@ -58,7 +87,7 @@ def near_session(session: I32, weights: F32, offsets: I64, neighbours: I32, stre
                 if 2 * used >= len(items):
                     continue
                 items[place] = item
-                sums[place], best[place] = np.float32(0), np.float32(-1)
+                sums[place], best[place], order[used] = np.float32(0), np.float32(-1), place
                 used += 1
             share = weight * strengths[e]
             sums[place] += share
@@ -96,27 +125,33 @@ def _mark(item: int, items: I32, marks: Bools) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def session_extras(wanted: int, items: I32, sums: F32, session: I32, candidates: I32, blocked: Bools, hashes: U64,
+def session_extras(wanted: int, items: I32, order: I32, sums: F32, session: I32, candidates: I32, blocked: Bools, hashes: U64,
                    shown: U32) -> I32:
-    """The items of the highest sums that are neither candidates nor in the session, blocked or shown; best first."""
+    """Of the items at the places of ``order`` those of the highest sums, best first, that are neither candidates nor in the
+    session, blocked or shown."""
     best = np.full(wanted, -1, np.int32)
     scores = np.zeros(wanted, np.float32)
     listed = np.zeros(len(items), np.bool_)
+    at_blocked = np.int64(blocked.ctypes.data)
+    for place in order:
+        prefetch(at_blocked, np.int64(items[place]))
     for i in range(len(candidates)):
         _mark(candidates[i], items, listed)
     for i in range(len(session)):
         _mark(session[i], items, listed)
     size = 0
-    for place in range(len(items)):
+    for place in order:
         item = items[place]
-        if item < 0 or listed[place] or (size == wanted and sums[place] <= scores[size - 1]) or blocked[item]:
+        if size == wanted and (sums[place] < scores[size - 1] or (sums[place] == scores[size - 1] and item > best[size - 1])):
             continue
-        known = False
-        low = np.uint32(hashes[item] & np.uint64(0xFFFFFFFF))
-        for i in range(len(shown)):
-            known = known or shown[i] == low
-        if known:
+        if listed[place] or blocked[item]:
             continue
+        if len(shown):
+            known, low = False, np.uint32(hashes[item] & np.uint64(0xFFFFFFFF))
+            for i in range(len(shown)):
+                known |= shown[i] == low
+            if known:
+                continue
         at = size if size < wanted else size - 1
         while at > 0 and (scores[at - 1] < sums[place] or (scores[at - 1] == sums[place] and best[at - 1] > item)):
             scores[at], best[at] = scores[at - 1], best[at - 1]
@@ -127,28 +162,29 @@ def session_extras(wanted: int, items: I32, sums: F32, session: I32, candidates:
 
 
 @numba.njit(cache=True, nogil=True)
-def gather(positions: I32, vectors: F32, norms: F32, offsets: I64, codes: I32, impressions: F32, boost: F32, blocked: Bools,
-           units: F32, categories: I32, seen: F32, boosts: F32, keep: Bools) -> None:
+def gather(positions: I32, vectors: F32, rows: I32, numbers: F32, units: F32, categories: I32, seen: F32, boosts: F32,
+           keep: Bools) -> None:
     """Data of the candidates' items: unit vectors (n, d), zeros without one; category codes (n, CATEGORIES), -1 behind the
-    end; impressions; boosts; ``keep`` is cleared where the item is blocked. A position of -1 has no data and is kept."""
+    end; impressions; boosts; ``keep`` is cleared where the item is blocked. A position of -1 has no data and is kept.
+
+    Args:
+      rows, numbers: of serving.ranking.rules.
+    """
     for i in range(len(positions)):
         item = positions[i]
-        for c in range(categories.shape[1]):
-            categories[i, c] = -1
-        for d in range(units.shape[1]):
-            units[i, d] = np.float32(0)
-        seen[i], boosts[i] = np.float32(0), np.float32(0)
-        if item < 0:
-            continue
-        if item < len(vectors) and norms[item] > 0:
-            scale = np.float32(1) / norms[item]
+        for c in range(CATEGORIES):
+            categories[i, c] = rows[item, c] if item >= 0 else -1
+        seen[i] = numbers[item, SEEN] if item >= 0 else np.float32(0)
+        boosts[i] = numbers[item, BOOST] if item >= 0 else np.float32(0)
+        if item >= 0 and rows[item, BLOCKED]:
+            keep[i] = False
+        if item >= 0 and numbers[item, NORM] > 0:
+            scale = np.float32(1) / numbers[item, NORM]
             for d in range(units.shape[1]):
                 units[i, d] = vectors[item, d] * scale
-        for c in range(min(categories.shape[1], offsets[item + 1] - offsets[item])):
-            categories[i, c] = codes[offsets[item] + c]
-        seen[i], boosts[i] = impressions[item], boost[item]
-        if blocked[item]:
-            keep[i] = False
+        else:
+            for d in range(units.shape[1]):
+                units[i, d] = np.float32(0)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -229,7 +265,8 @@ def select(scores: F32, keep: Bools, units: F32, categories: I32, share: F32, co
     has_vector, open_ = np.zeros(n, np.bool_), keep.copy()
     nearest, mix, bound = np.zeros(n, np.float32), np.zeros(many, np.float32), np.empty(n, np.float32)
     exact, compared = np.full(n, -1, np.int64), np.zeros(n, np.int64)
-    free = np.full(n, -np.inf, np.float32)  # the bound of those that are open and whose category is not full
+    free = np.full(-(-n // _BLOCK) * _BLOCK, -np.inf, np.float32)  # of those that are open and whose category is not full
+    tops = np.full(len(free) // _BLOCK, -np.inf, np.float32)  # the highest of each block of ``free``
     for i in range(n):
         if not open_[i]:
             continue
@@ -240,9 +277,11 @@ def select(scores: F32, keep: Bools, units: F32, categories: I32, share: F32, co
             if units[i, d] != 0:
                 has_vector[i] = True
                 break
+    for block in range(len(tops)):
+        tops[block] = _top(free, block)
     count = 0
     while count < size:
-        best = _first_highest(free)
+        best = _first_highest(free, tops)
         is_free = best >= 0
         if not is_free:
             best = _highest(bound, open_, categories, counts, max_per_category)
@@ -263,10 +302,12 @@ def select(scores: F32, keep: Bools, units: F32, categories: I32, share: F32, co
             bound[best], exact[best] = value, count
             if is_free:
                 free[best] = value
+                tops[best // _BLOCK] = _top(free, best // _BLOCK)
             continue
         chosen[count] = best
         count += 1
         open_[best], free[best] = False, -np.inf
+        tops[best // _BLOCK] = _top(free, best // _BLOCK)
         parts = 0
         for c in range(categories.shape[1]):
             parts += categories[best, c] >= 0
@@ -276,30 +317,34 @@ def select(scores: F32, keep: Bools, units: F32, categories: I32, share: F32, co
                 for i in range(n):
                     if categories[i, 0] == categories[best, 0]:
                         free[i] = -np.inf
+                for block in range(len(tops)):
+                    tops[block] = _top(free, block)
         for c in range(parts):
             mix[categories[best, c]] += np.float32(1.0 / parts)
     return count
 
 
 @numba.njit(cache=True, nogil=True)
-def _first_highest(values: F32) -> int:
-    """The place of the highest value, the first of equal ones; -1 where all are -inf or no numbers. Four at a time: it is what
-    ``select`` does most."""
+def _top(values: F32, block: int) -> np.float32:
+    """The highest value of a block that is no nan; four at a time."""
     a = b = c = d = np.float32(-np.inf)
-    n, i = len(values), 0
-    while i + 4 <= n:
+    for i in range(block * _BLOCK, (block + 1) * _BLOCK, 4):
         a, b = max(a, values[i]), max(b, values[i + 1])
         c, d = max(c, values[i + 2]), max(d, values[i + 3])
-        i += 4
-    while i < n:
-        a = max(a, values[i])
-        i += 1
-    highest = max(max(a, b), max(c, d))
-    if highest == -np.inf:
-        return -1
-    for i in range(n):
-        if values[i] == highest:
-            return i
+    return max(max(a, b), max(c, d))
+
+
+@numba.njit(cache=True, nogil=True)
+def _first_highest(values: F32, tops: F32) -> int:
+    """The place of the highest value, the first of equal ones; -1 where all are -inf or no numbers."""
+    highest, block = np.float32(-np.inf), -1
+    for b in range(len(tops)):
+        if tops[b] > highest:
+            highest, block = tops[b], b
+    if block >= 0:
+        for i in range(block * _BLOCK, (block + 1) * _BLOCK):
+            if values[i] == highest:
+                return i
     return -1
 
 

@@ -176,11 +176,33 @@ class Packed:
     Attributes:
       numbers: (listed.NUMBERS, k) int32, row by row what listed.POSITION and the names beside it say.
       text: ASCII, the k ids one behind the other, from ``split`` on those that explain them.
+      known: the bundle has all of the items.
     """
 
     numbers: npt.NDArray[np.int32]
     text: npt.NDArray[np.uint8]
     split: int
+    known: bool
+
+
+class Rows(Mapping[str, npt.NDArray[np.float32]]):
+    """Rows of a table by name: ``names[i]`` is that of ``table[i]``."""
+
+    __slots__ = ("_names", "_table")
+
+    def __init__(self, names: tuple[str, ...], table: npt.NDArray[np.float32]) -> None:
+        self._names, self._table = names, table
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._table[self._names.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(slots=True)

@@ -68,29 +68,35 @@ def list_share(scores: F32, out: F32) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def pool(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_weights: F32, wanted: int, half_life: float,
-         own_hashes: U64, table: I32, vectors: F32, norms: F32, category_offsets: I64, category_codes: I32, impressions: F32,
-         neighbour_offsets: I64, neighbours: I32, strengths: F32, boost: F32, blocked: Bools) -> Pool:
+         own_hashes: U64, table: I32, vectors: F32, rows: I32, numbers: F32, neighbour_offsets: I64, neighbours: I32,
+         strengths: F32, blocked: Bools) -> Pool:
     """Candidates of a list, by hash, and up to ``wanted`` items near the session that join them.
 
     Args:
       hashes: (n,) of the list; dropped: set of what is left out; shown: low halves of what pages before showed.
       session_hashes, session_weights: of the newest items of the session; empty: it does not count.
+      rows, numbers, blocked: of serving.ranking.rules.
 
     Returns:
       positions, keep, units, categories, impressions, boosts of n + joined candidates; items, sums, because of
       kernels.near_session.
     """
     n = len(hashes)
+    session = find(own_hashes, table, session_hashes)
+    places = kernels.session_slots(session, neighbour_offsets, neighbours, strengths)
     at_list = find(own_hashes, table, hashes)
-    places = kernels.session_slots(len(session_hashes))
+    kernels.ask_for(at_list, rows)
+    kernels.ask_for(at_list, vectors)
     items, sums, because = np.full(places, -1, np.int32), np.zeros(places, np.float32), np.zeros(places, np.int32)
+    order = np.empty(places, np.int32)
     joined = np.zeros(0, np.int32)
     if len(session_hashes):
-        session = find(own_hashes, table, session_hashes)
         used = kernels.near_session(session, session_weights, neighbour_offsets, neighbours, strengths, half_life, items, sums,
-                                    because)
+                                    because, order)
         if used and wanted:
-            joined = kernels.session_extras(2 * wanted, items, sums, session, at_list, blocked, own_hashes, shown)
+            joined = kernels.session_extras(2 * wanted, items, order[:used], sums, session, at_list, blocked, own_hashes, shown)
+    kernels.ask_for(joined[:wanted], rows)
+    kernels.ask_for(joined[:wanted], vectors)
     count = 0
     for i in range(len(joined)):
         if count < wanted and not is_in(dropped, own_hashes[joined[i]]):
@@ -105,16 +111,15 @@ def pool(hashes: U64, dropped: U64, shown: U32, session_hashes: U64, session_wei
     kernels.drop_shown(hashes, shown, keep)
     units, categories = np.empty((m, vectors.shape[1]), np.float32), np.empty((m, kernels.CATEGORIES), np.int32)
     seen, boosts = np.empty(m, np.float32), np.empty(m, np.float32)
-    kernels.gather(positions, vectors, norms, category_offsets, category_codes, impressions, boost, blocked, units, categories,
-                   seen, boosts, keep)
+    kernels.gather(positions, vectors, rows, numbers, units, categories, seen, boosts, keep)
     return positions, keep, units, categories, seen, boosts, items, sums, because
 
 
 @numba.njit(cache=True, nogil=True)
 def choose(found: Pool, list_scores: F32, share: F32, preference: float, session: float, has_session: bool,
            size: int, diversity: float, calibration: float, smoothing: float, cap: int, slots: I64, below: float, seed: int,
-           draws: int, rate: float, explorable: I32, clicks: F32, dropped: U64, shown: U32, own_hashes: U64, vectors: F32,
-           norms: F32, blocked: Bools, impressions: F32) -> Chosen:
+           draws: int, rate: float, explorable: I32, dropped: U64, shown: U32, own_hashes: U64, vectors: F32, rows: I32,
+           numbers: F32) -> Chosen:
     """Fills a page from a pool.
 
     Args:
@@ -149,6 +154,11 @@ def choose(found: Pool, list_scores: F32, share: F32, preference: float, session
     for i in range(n):
         score[i] = base[i] + np.float32(preference) * match[i] + np.float32(session) * near[i] + boosts[i]
     normal = share / np.float32(total) if total > 0 else share
+    drawn = np.empty((len(slots), min(draws, len(explorable))), np.int32)
+    for number in range(len(slots)):
+        drawn[number] = explorable[draw_places(slots[number] + seed, draws, len(explorable))]
+        kernels.ask_for(drawn[number], rows)
+        kernels.ask_for(drawn[number], vectors)
     chosen = np.empty(size + len(slots), np.int32)
     count = kernels.select(score[:n], keep, units, categories, normal, np.zeros(len(share), np.int64), size, diversity,
                            calibration if total > 0 else 0.0, smoothing, cap, chosen[:size])
@@ -161,15 +171,14 @@ def choose(found: Pool, list_scores: F32, share: F32, preference: float, session
         rank = slots[number]
         if slots[-1] >= min(size, selected + 1):
             break
-        place, item, fit = explore(rank + seed, chosen[:count], n, units, keep, positions, explorable, draws, vectors, norms,
-                                   blocked, impressions, below, own_hashes, shown, dropped, explored[:count], beside, rate,
-                                   clicks)
+        place, item, fit = explore(rank + seed, chosen[:count], n, units, keep, positions, drawn[number], vectors, rows,
+                                   numbers, below, own_hashes, shown, dropped, explored[:count], beside, rate)
         if item < 0:
             continue
         if place >= n:
             place = n + number
             beside[number] = item
-            score[place], table[4, place] = fit, impressions[item]
+            score[place], table[4, place] = fit, numbers[item, kernels.SEEN]
         for i in range(count, rank, -1):
             chosen[i], explored[i] = chosen[i - 1], explored[i - 1]
         chosen[rank], explored[rank] = place, True
@@ -188,11 +197,10 @@ def choose(found: Pool, list_scores: F32, share: F32, preference: float, session
 
 
 @numba.njit(cache=True, nogil=True)
-def explore(seed: int, chosen: I32, n: int, units: F32, keep: Bools, positions: I32, explorable: I32, draws: int, vectors: F32,
-            norms: F32, blocked: Bools, impressions: F32, below: float, own_hashes: U64, shown: U32, dropped: U64,
-            explored: Bools, beside: I32, rate: float, clicks: F32) -> tuple[int, int, np.float32]:
+def explore(seed: int, chosen: I32, n: int, units: F32, keep: Bools, positions: I32, drawn: I32, vectors: F32, rows: I32,
+            numbers: F32, below: float, own_hashes: U64, shown: U32, dropped: U64, explored: Bools, beside: I32,
+            rate: float) -> tuple[int, int, np.float32]:
     """(place, position, fit) of the item that few have seen; position -1 where there is none."""
-    drawn = explorable[draw_places(seed, draws, len(explorable))]
     taken, centre = np.zeros(n, np.bool_), np.zeros(units.shape[1], np.float32)
     for place in chosen:
         if place < n:
@@ -203,10 +211,11 @@ def explore(seed: int, chosen: I32, n: int, units: F32, keep: Bools, positions: 
     for d in range(len(centre)):
         square += centre[d] * centre[d]
     centre /= np.float32(max(math.sqrt(square), 1e-9))
-    places, items, fit = np.empty(n + len(drawn), np.int32), np.empty(n + len(drawn), np.int32), np.empty(n + len(drawn),
-                                                                                                       np.float32)
-    count = eligible(centre, keep, positions, taken, units, drawn, vectors, norms, blocked, impressions, below, own_hashes,
-                     shown, places, items, fit)
+    most = n + len(drawn)
+    places, items = np.empty(most, np.int32), np.empty(most, np.int32)
+    fit, clicks, impressions = np.empty(most, np.float32), np.empty(most, np.float32), np.empty(most, np.float32)
+    count = eligible(centre, keep, positions, taken, units, drawn, vectors, rows, numbers, below, own_hashes, shown, places,
+                     items, fit, clicks, impressions)
     left = items[:count].copy()
     while True:
         best = thompson(seed, rate, left, fit, clicks, impressions)

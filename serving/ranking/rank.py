@@ -13,8 +13,10 @@ signals, and with all strengths 0, the page is the list as stored.
 
 from __future__ import annotations
 
-import sys
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,11 @@ from models.inference.bundle import Bundle
 from models.inference.idtable import hashes_of
 from schemas.cells import REASONS, SOURCES
 from schemas.keys import hash64
-from schemas.packed import Coded, PackedIds, Weighted, take
+from schemas.packed import Later, PackedIds, Weighted, take
 from serving.ranking import kernels
 from serving.ranking import page as compiled
-from serving.ranking.listed import BECAUSE_END, ID_END, NEW_DAYS, REASON, SOURCE, ListCell, packed_page
-from serving.ranking.model import Ask, Candidates, Hidden, Packed, Ranked, Signals
+from serving.ranking.listed import BECAUSE_END, ID_END, NEW_DAYS, REASON, SOURCE, ListCell, packed_page, size_of
+from serving.ranking.model import Ask, Candidates, Hidden, Packed, Ranked, Rows, Signals
 from serving.ranking.newcomer import with_newcomer
 from serving.ranking.overlay import Overlay, OverlayRows
 from serving.ranking.policy import ContextPolicy
@@ -48,7 +50,6 @@ FEATURES = ("list_score", "preference", "session", "boost", "impressions")
 """Numbers of an item that ``Ranked.features`` has."""
 _NOBODY: frozenset[str] = frozenset()
 _NO_HASHES, _NO_LOWS = np.zeros(0, np.uint64), np.zeros(0, np.uint32)
-_LOW_BYTE = 0 if sys.byteorder == "little" else 3
 _NO_SESSION = _NO_HASHES, np.zeros(0, np.float32)
 
 
@@ -60,13 +61,14 @@ def rank(ask: Ask, candidates: Candidates, signals: Signals, policy: ContextPoli
       bundle: of the candidates' version; None: the list in its order, without what is hidden, excluded or shown.
       overlay: items newer than the bundle.
     """
-    if bundle is None or not len(candidates.recs.item_ids):
+    if bundle is None or not size_of(candidates.recs):
         return _as_stored(ask, candidates, signals)
     request = _Request(ask, candidates, signals, policy, bundle, overlay)
     page = request.page()
     if request.rows is None or not policy.explore_slot:
         return page
-    return with_newcomer(page, ask, policy, bundle, request.rules, request.overlay or Overlay(), request.rows, request.left_out)
+    return with_newcomer(page, ask, policy, bundle, rules_of(policy, bundle), request.overlay or Overlay(), request.rows,
+                         request.left_out)
 
 
 def list_share(scores: F32) -> F32:
@@ -95,13 +97,21 @@ def _not_hidden(ids: Sequence[str], ask: Ask, signals: Signals) -> npt.NDArray[n
     return np.array(keep, np.bool_)
 
 
-def _unpacked(left: int, slot: int, split: int, numbers: I32, table: F32, text: npt.NDArray[np.uint8]) -> Ranked:
+def _unpacked(left: int, slot: int, split: int, known: bool, numbers: I32, table: F32, text: npt.NDArray[np.uint8]) -> Ranked:
     """The page that ``packed_page`` returned."""
-    raw = text.tobytes()
-    sources, reasons = numbers[SOURCE].tobytes()[_LOW_BYTE::4], numbers[REASON].tobytes()[_LOW_BYTE::4]  # astype takes 16 us
-    return Ranked(PackedIds(raw[:split], numbers[ID_END].view(np.uint32)), table[-1], Coded(sources, SOURCES),
-                  Coded(reasons, REASONS), PackedIds(raw[split:], numbers[BECAUSE_END].view(np.uint32)),
-                  dict(zip(FEATURES, table, strict=False)), left > 0, slot, table[:-1], Packed(numbers, text, split))
+    k = numbers.shape[1]
+    return Ranked(Later(partial(_texts, text[:split], numbers[ID_END]), k), table[-1],
+                  Later(partial(_names, numbers[SOURCE], SOURCES), k), Later(partial(_names, numbers[REASON], REASONS), k),
+                  Later(partial(_texts, text[split:], numbers[BECAUSE_END]), k), Rows(FEATURES, table), left > 0, slot,
+                  table[:-1], Packed(numbers, text, split, known))
+
+
+def _texts(text: npt.NDArray[np.uint8], ends: I32) -> list[str]:
+    return PackedIds(text.tobytes(), ends.view(np.uint32)).listed
+
+
+def _names(codes: I32, names: tuple[str, ...]) -> list[str]:
+    return [names[code] for code in codes.tolist()]
 
 
 def _session_of(session: Sequence[tuple[str, float]], most: int) -> tuple[U64, F32]:
@@ -110,6 +120,54 @@ def _session_of(session: Sequence[tuple[str, float]], most: int) -> tuple[U64, F
         return np.array(session.hashes[:most], np.uint64), np.array(session.weights[:most], np.float32)
     newest = session[:most]
     return hashes_of([item for item, _ in newest]), np.array([weight for _, weight in newest], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What stays the same of all requests of a context over a bundle: arguments of the compiled calls, in their order.
+
+    Attributes:
+      pool: from ``wanted`` on; choose: from ``preference`` on; explore: from ``draws`` on.
+      slots: ranks of exploration for whoever is known, and for whoever is known to the stream alone.
+      packed: those behind them of ``packed_page``; None where it cannot be.
+    """
+
+    policy: ContextPolicy
+    rules: BundleRules
+    pool: tuple[Any, ...]
+    choose: tuple[float, float]
+    select: tuple[Any, ...]
+    slots: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    explore: tuple[Any, ...]
+    packed: tuple[Any, ...] | None
+
+
+_plans: weakref.WeakKeyDictionary[Bundle, dict[str, _Plan]] = weakref.WeakKeyDictionary()
+
+
+def _plan_of(policy: ContextPolicy, bundle: Bundle) -> _Plan:
+    known = _plans.get(bundle)
+    if known is None:
+        known = _plans[bundle] = {}
+    plan = known.get(policy.name)
+    if plan is None or plan.policy is not policy:
+        plan = known[policy.name] = _make_plan(policy, bundle, rules_of(policy, bundle))
+    return plan
+
+
+def _make_plan(policy: ContextPolicy, bundle: Bundle, rules: BundleRules) -> _Plan:
+    slot = policy.explore_slot - 1
+    one: tuple[int, ...] = () if slot < 0 else (slot,)
+    two = (slot // 2, slot) if slot >= 2 else one
+    return _Plan(
+        policy, rules,
+        (policy.session_candidates, SESSION_HALF_LIFE, bundle.hashes, bundle.table, bundle.vectors, rules.rows,
+         rules.numbers, bundle.neighbour_offsets, bundle.neighbours, bundle.strengths, rules.blocked),
+        (float(policy.preference), float(policy.session)),
+        (float(policy.diversity), float(policy.calibration), SMOOTHING, policy.max_per_category),
+        (np.array(one, np.int64), np.array(two, np.int64)),
+        (EXPLORED, float(rules.rate), rules.explorable),
+        None if bundle.id_arrays is None else (bundle.age_days, *bundle.id_arrays))
 
 
 class _Request:
@@ -121,36 +179,29 @@ class _Request:
         self.overlay = overlay if overlay is not None and overlay.items else None
         self.removed = self.overlay.removed if self.overlay is not None else _NOBODY
         self.rows: OverlayRows | None = self.overlay.over(bundle) if self.overlay is not None else None
-        self.rules: BundleRules = rules_of(policy, bundle)
 
     def page(self) -> Ranked:
-        ask, policy, bundle, rules, signals, recs = self.ask, self.policy, self.bundle, self.rules, self.signals, self.recs
+        ask, policy, bundle, signals, recs = self.ask, self.policy, self.bundle, self.signals, self.recs
+        plan = _plan_of(policy, bundle)
         left_out, shown = self.left_out(), ask.shown.astype(np.uint32) if len(ask.shown) else _NO_LOWS
         near = _session_of(signals.session, policy.session_items) if policy.session > 0 else _NO_SESSION
-        slot = policy.explore_slot - 1
-        slots = () if slot < 0 else (slot // 2, slot) if signals.low_confidence and slot >= 2 else (slot,)
-        to_pool = (*near, policy.session_candidates, SESSION_HALF_LIFE, bundle.hashes, bundle.table, bundle.vectors,
-                   bundle.norms, bundle.category_offsets, bundle.category_codes, bundle.impressions, bundle.neighbour_offsets,
-                   bundle.neighbours, bundle.strengths, rules.boost, rules.blocked)
-        to_choose = (self._share(), float(policy.preference), float(policy.session))
-        to_explore = (ask.page_size, float(policy.diversity), float(policy.calibration), SMOOTHING, policy.max_per_category,
-                      np.array(slots, np.int64), float(policy.explore_below),
-                      hash64(f"{ask.user_id}\x00{ask.request_id}") >> 2, EXPLORED, float(rules.rate), rules.explorable,
-                      rules.clicks)
-        if isinstance(recs, ListCell) and bundle.id_arrays is not None:
+        share, seed = self._share(), hash64(f"{ask.user_id}\x00{ask.request_id}") >> 2
+        to_select = (ask.page_size, *plan.select, plan.slots[signals.low_confidence], float(policy.explore_below), seed,
+                     *plan.explore)
+        if isinstance(recs, ListCell) and plan.packed is not None:
             overlaid = self.rows.hashes if self.rows is not None else _NO_HASHES
             left, slot, split, *packed = packed_page(
-                np.frombuffer(recs.cell, np.uint8), recs.at, len(recs.scores), left_out, shown, overlaid, *to_pool, *to_choose,
-                *to_explore, bundle.age_days, *bundle.id_arrays)
+                np.frombuffer(recs.cell, np.uint8), recs.at, recs.count, left_out, shown, overlaid, *near, *plan.pool,
+                share, *plan.choose, *to_select, *plan.packed)
             if left >= 0:
                 return _unpacked(left, slot, split, *packed)
         hashes, dropped = hashes_of(recs.item_ids), compiled.set_of(left_out)
-        pool = compiled.pool(hashes, dropped, shown, *to_pool)
+        pool = compiled.pool(hashes, dropped, shown, *near, *plan.pool)
         if self.rows is not None:
             self._lay_over_all(pool, dropped)
-        return self._answer(*compiled.choose(pool, np.array(recs.scores, np.float32), *to_choose, len(near[0]) > 0, *to_explore,
-                                             dropped, shown, bundle.hashes, bundle.vectors, bundle.norms, rules.blocked,
-                                             bundle.impressions))
+        return self._answer(*compiled.choose(pool, np.array(recs.scores, np.float32), share, *plan.choose, len(near[0]) > 0,
+                                             *to_select, dropped, shown, bundle.hashes, bundle.vectors, plan.rules.rows,
+                                             plan.rules.numbers))
 
     def left_out(self) -> U64:
         """Hashes of what is hidden, excluded, asked for or removed."""

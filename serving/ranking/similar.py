@@ -278,8 +278,7 @@ def _spread(near: _Near, scores: F32, keep: npt.NDArray[np.bool_], limit: int, d
     n, bundle = len(near.at), near.bundle
     categories, units = np.empty((n, kernels.CATEGORIES), np.int32), np.empty((n, bundle.manifest.dimensions), np.float32)
     seen, boosts, chosen = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(limit, np.int32)
-    kernels.gather(near.positions, bundle.vectors, bundle.norms, bundle.category_offsets, bundle.category_codes,
-                   bundle.impressions, rules.boost, rules.blocked, units, categories, seen, boosts, keep)
+    kernels.gather(near.positions, bundle.vectors, rules.rows, rules.numbers, units, categories, seen, boosts, keep)
     many = len(bundle.category_names)
     if near.laid is not None:
         rows = near.at[near.beside] - bundle.manifest.items

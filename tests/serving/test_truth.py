@@ -17,7 +17,7 @@ from schemas.cells import RankedList
 from serving.eventlog import LogUnavailable, open_log
 from serving.ranking.model import Ask, Candidates, Ranked, Signals
 from serving.recommender import Answer
-from serving.truth import Truth, encode_served, zigzag
+from serving.truth import Truth, _moment, encode_served, zigzag
 from transforms.records.single_object import HEAD_BYTES, head
 
 
@@ -58,6 +58,11 @@ def test_any_answer_reads_back_by_the_library(ids, values, features, at):
     assert [i["item_id"] for i in found["items"]] == ids
     assert found["user_features"] == {name: [value] for name, value in values.items()}
     assert all(i["features"] == {name: [value] for name, value in features.items()} for i in found["items"])
+
+
+@given(st.integers(0, 2**62) | st.integers(0, 2**22))
+def test_a_moment_is_a_long(value):
+    assert _moment(value) == zigzag(value)
 
 
 @given(st.integers(-(2**63), 2**63 - 1))

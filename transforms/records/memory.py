@@ -1,5 +1,5 @@
-"""Reads and copies at addresses, for compiled loops that check every bound themselves: no wrap-around, no reference counts; and
-the bits of a float, without an array to view."""
+"""Reads, copies and prefetches at addresses, for compiled loops that check every bound themselves: no wrap-around, no reference
+counts; and the bits of a float, without an array to view."""
 
 from __future__ import annotations
 
@@ -66,6 +66,21 @@ def bits_of(typing: Any, value: Any) -> Any:
         return builder.zext(builder.bitcast(args[0], ir.IntType(32)), ir.IntType(64))
 
     return types.int64(types.float32), generate
+
+
+@intrinsic
+def prefetch(typing: Any, base: Any, at: Any) -> Any:
+    """Asks for the cache line of an address, which need not exist, and does not wait for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        address = builder.inttoptr(builder.add(args[0], args[1]), byte)
+        builder.call(function, [address, word(0), word(2), word(1)])  # to read, into the second level, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic

@@ -2,9 +2,11 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from api_world import client_of, ids, publish
 from hypothesis import given
@@ -39,6 +41,22 @@ def test_what_was_shown_is_forgotten_after_two_hours():
     clock[0] = 7500.0
     shown.add(["c"])
     assert shown.counts() == {"a": 1, "c": 1}
+
+
+@pytest.mark.parametrize("versions", [1, 2, 6])
+def test_items_of_a_bundle_are_counted_by_their_position(versions):
+    clock, rng = [0.0], np.random.default_rng(1)
+    shown, plain = Shown(lambda: clock[0]), Shown(lambda: clock[0])
+    bundles = [SimpleNamespace(version=f"v{v}", manifest=SimpleNamespace(items=40),
+                               item_ids=pa.array([f"i{k + v}" for k in range(40)])) for v in range(versions)]
+    for page in range(300):
+        clock[0] += 30.0
+        bundle, positions = bundles[page % versions], rng.permutation(40)[:7].astype(np.int32)
+        item_ids = bundle.item_ids.take(pa.array(positions)).to_pylist()
+        shown.add(item_ids, bundle, positions)
+        plain.add(item_ids)
+        assert page % 50 or shown.counts() == plain.counts()
+    assert shown.counts() == plain.counts() and sorted(shown.times()) == sorted(plain.times())
 
 
 def test_workers_are_added_and_of_gauges_the_greatest_counts():

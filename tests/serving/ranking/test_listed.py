@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.inference.bundle import Bundle
-from schemas.cells import REASONS, SOURCES, RankedList, decode_recs, encode_recs
+from schemas.cells import REASONS, SOURCES, CellError, RankedList, decode_recs, encode_recs
 from schemas.keys import hash64
 from serving.api.pages import Pages, Pieces
 from serving.page_json import items_json, write_score
-from serving.ranking.listed import ListCell, read_listed
+from serving.ranking.listed import ListCell, read_listed, size_of
 from serving.ranking.model import Ask, Candidates, Ranked, Signals
 from serving.ranking.overlay import ItemUpsert, Overlay
 from serving.ranking.policy import ContextPolicy, Rule, load
 from serving.ranking.rank import rank
 from serving.recommender import Answer
+from serving.truth import encode_served
 
 TITLES = {"i1": "", "i2": 'Quoted "two" \\ twice', "i3": "Größe\n3"}
 POLICIES = [load().of("homepage"), load().of("email"),
@@ -97,6 +98,43 @@ def test_ids_beyond_the_usual_are_strings(bundle: Bundle, odd: str) -> None:
     cell = encode_recs(RankedList(["i1", odd, "i2"], np.ones(3, np.float32), popular, popular, [""] * 3, "m", 0, 1))
     found = rank(Ask("u"), Candidates(read_listed(cell), "v1", "list", True), Signals(), load().of("email"), bundle)
     assert found.packed is None and list(found.item_ids) == ["i1", odd, "i2"]
+
+
+@settings(max_examples=400)
+@given(st.integers(0, 2**32), st.integers(0, 8), st.integers(0, 500), st.integers(0, 255), st.integers(0, 6))
+def test_a_broken_cell_is_refused_by_both_or_read_the_same(seed: int, many: int, at: int, byte: int, cut: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = ["item" * int(rng.integers(0, 3)) + str(k) for k in range(many)]
+    made = RankedList(ids, rng.random(many).astype(np.float32), rng.choice(SOURCES, many).tolist(),
+                      rng.choice(REASONS, many).tolist(), ids[::-1], "m1", 5, 2**40)
+    whole = bytearray(encode_recs(made))
+    if at < len(whole):
+        whole[at] = byte
+    cell = bytes(whole[: len(whole) - cut])
+    try:
+        wanted = decode_recs(cell)
+    except CellError:
+        with pytest.raises(CellError):
+            read_listed(cell)
+        return
+    found = read_listed(cell)
+    for name in ("item_ids", "sources", "reasons", "source_item_ids"):
+        assert list(getattr(found, name)) == list(getattr(wanted, name)), name
+    assert found.scores.tobytes() == wanted.scores.tobytes() and size_of(found) == len(wanted.item_ids)
+    assert (found.model_version, found.generated_at, found.expires_at) == (
+        wanted.model_version, wanted.generated_at, wanted.expires_at)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.integers(1, 40))
+def test_the_record_of_what_was_served_is_the_same(bundle: Bundle, seed: int, size: int) -> None:
+    ask, signals = Ask("u", page_size=size, request_id="r"), Signals(session=[("i2", 1.0)], values={"count_view_1h": 3.0})
+    recs = recs_of(np.random.default_rng(seed))
+    one, other = both(bundle, recs, signals, POLICIES[2], page_size=size)
+    assert one.packed is not None and one.packed.known == (bundle.positions(list(one.item_ids)) >= 0).all()
+    records = [encode_served(ask, Answer(r, Candidates(recs, "v1", "list", True), signals, bundle, {}), 1_700_000_000_000_000)
+               for r in (one, other)]
+    assert records[0] == records[1]
 
 
 @settings(max_examples=150, deadline=None)
