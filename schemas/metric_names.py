@@ -1,5 +1,10 @@
 """Every metric and counter name of beamrec, in one place; Beam counters use namespace NAMESPACE."""
 
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
 NAMESPACE = "beamrec"
 
 EVENTS_READ = "events_read"
@@ -61,9 +66,38 @@ FRESHNESS, FRESHNESS_MS = "freshness_seconds", "freshness_ms"
 """Events by stage that they reached and by how long it took since they were accepted; the sum of it by stage."""
 
 
+SEGMENTS = {EVENTS_READ: ("event_type", "device"), EVENTS_LATE: ("event_type", "surface")}
+"""Counters that have parts, and what these are told apart by."""
+MOST_SEGMENTS = 200
+"""A device and a surface are any text: so many parts of a counter are told apart, the rest by the first label alone."""
+OTHER = "other"
+
+
 def by_segment(name: str, *segment: str) -> str:
     """A counter's part for one segment, such as an event type and a device or surface; "unknown" where an event names none."""
-    return "/".join((name, *(part or "unknown" for part in segment)))
+    return "/".join((name, *((part or "unknown").replace("%", "%25").replace("/", "%2F") for part in segment)))
+
+
+def segment_of(counter: str) -> tuple[str, ...]:
+    """(name, *segment) of ``by_segment``."""
+    return tuple(part.replace("%2F", "/").replace("%25", "%") for part in counter.split("/"))
+
+
+def add_counters(total: Counter[str], more: Mapping[str, int]) -> None:
+    """Adds counters; of one with parts MOST_SEGMENTS are kept apart, those that were there first, and the rest are OTHER."""
+    new = more.keys() - total.keys()
+    if len(total) + len(new) <= MOST_SEGMENTS or not new:
+        total.update(more)
+        return
+    parts = Counter(name.partition("/")[0] for name in total if "/" in name)
+    for name, count in more.items():
+        base, _, segment = name.partition("/")
+        if segment and base in SEGMENTS and name not in total:
+            if parts[base] >= MOST_SEGMENTS:
+                name = "/".join((base, segment.partition("/")[0], OTHER))
+            parts[base] += name not in total
+        total[name] += count
+
 
 COLLECT_ACCEPTED = "beamrec_collector_events_accepted_total"
 COLLECT_REJECTED = "beamrec_collector_events_rejected_total"

@@ -19,7 +19,7 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.utils.timestamp import Timestamp
 
 from schemas.keys import STATUS, status_key
-from schemas.metric_names import STATE_BYTES
+from schemas.metric_names import STATE_BYTES, add_counters
 from serving.stores import open_store
 from serving.stores.base import Cell, FeatureWrite, StoreError
 from transforms.ingest import END_OF_TIME
@@ -215,12 +215,18 @@ def _write(probe: Any, held: Probe) -> None:
 
 def _summed(counted: Any) -> tuple[Counter[str], dict[str, Newest]]:
     """The counters so far, the furthest offsets and the newest sizes; many are put back as one."""
-    parts = list(counted.read())
-    total, newest = merged(map(json.loads, parts))
+    parts = [json.loads(part) for part in counted.read()]
+    parts.sort(key=_is_new)
+    total, newest = merged(parts)
     if len(parts) > _FOLD_AFTER:
         counted.clear()
         counted.add(json.dumps({**total, **newest}).encode())
     return total, newest
+
+
+def _is_new(part: dict[str, Any]) -> bool:
+    """Whether it is not what ``_summed`` put back, whose segments come first: those that were told apart stay so."""
+    return not (_OFFSETS in part and STATE_BYTES in part)
 
 
 def merged(parts: Iterable[dict[str, Any]]) -> tuple[Counter[str], dict[str, Newest]]:
@@ -231,7 +237,7 @@ def merged(parts: Iterable[dict[str, Any]]) -> tuple[Counter[str], dict[str, New
         for name, known in newest.items():
             for key, found in part.pop(name, {}).items():
                 known[key] = max(found, known.get(key, found))
-        total.update(part)
+        add_counters(total, part)
     return total, newest
 
 

@@ -19,7 +19,7 @@ from beam_pipelines.io.stream_audit import WriteFinal
 from beam_pipelines.io.stream_sink import WriteCells
 from beam_pipelines.io.stream_status import CountProgress, WriteStatus
 from beam_pipelines.options import StreamConfig
-from schemas.metric_names import EVENTS_READ, by_segment, rejected
+from schemas.metric_names import EVENTS_READ, MOST_SEGMENTS, add_counters, by_segment, rejected
 from transforms.accumulators.stream.item import ItemState
 from transforms.beam.coder import register
 from transforms.beam.stream import freshness
@@ -105,6 +105,9 @@ class _CountEvents(_Count):
         self._counts.update(freshness.reached("read", batch.column("ingested_at"), time.time()))
         for kind, device, count in counted(batch, "event_type", "device"):
             self._counts[by_segment(EVENTS_READ, kind, device)] += count
+        if len(self._counts) > 2 * MOST_SEGMENTS:
+            counts, self._counts = self._counts, Counter()
+            add_counters(self._counts, counts)
 
 
 class _CountDead(_Count):

@@ -27,6 +27,7 @@ from schemas.metric_names import (
     FRESHNESS,
     FRESHNESS_MS,
     NAMESPACE,
+    SEGMENTS,
     STATE_BYTES,
     STATE_RESTORED,
     STREAM_LAG,
@@ -35,6 +36,7 @@ from schemas.metric_names import (
     STREAM_WATERMARK,
     STREAM_WATERMARK_DELAY,
     by_segment,
+    segment_of,
 )
 from serving.eventlog import EventLog, LogError, open_log
 from transforms.beam.stream.freshness import STAGES, cumulated
@@ -45,7 +47,6 @@ _ASK_AGAIN_S = 60.0
 _ALWAYS = (EVENTS_READ, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, CELLS_WRITTEN, CELLS_RETRIED, FLUSHES, FLUSH_MS,
            STATE_RESTORED)
 """Counters that are told from the start: a rate needs the 0 before the first."""
-_SEGMENTS = {EVENTS_READ: ("event_type", "device"), EVENTS_LATE: ("event_type", "surface")}
 
 
 def exposition(status: dict[str, Any] | None, now: float, ends: Mapping[int, int] | None = None) -> str:
@@ -76,11 +77,11 @@ def exposition(status: dict[str, Any] | None, now: float, ends: Mapping[int, int
         for name in _ALWAYS:
             put(f"{name}_total", status["counters"].get(name, 0))
         for name, value in status["counters"].items():
-            base, *parts = name.split("/")
+            base, *parts = segment_of(name)
             if base in (FRESHNESS, FRESHNESS_MS):
                 continue
             if parts:
-                put(f"{base}_by_segment_total", value, **dict(zip(_SEGMENTS.get(base, ("a", "b")), parts, strict=False)))
+                put(f"{base}_by_segment_total", value, **dict(zip(SEGMENTS.get(base, ("a", "b")), parts, strict=False)))
             elif base.startswith("events_rejected_"):
                 put("events_rejected_by_reason_total", value, reason=base.removeprefix("events_rejected_"))
             elif base not in _ALWAYS:

@@ -72,6 +72,10 @@ def test_metrics_are_prometheus_text() -> None:
     text = exposition({"written_at": 5_000_000, "watermark": 4_000_000, "ended": False, "run": "r", "counters": counters},
                       7.0)
     assert 'beamrec_events_read_by_segment_total{event_type="vi\\"ew",device="phone"} 3' in text
+    read = {by_segment(EVENTS_READ, "view", f"Mozilla/{version} 100%2F"): 1 for version in ("4.0", "5.0")}
+    agents = exposition({"written_at": 0, "watermark": None, "ended": False, "run": "r", "counters": read}, 7.0)
+    for version in ("4.0", "5.0"):
+        assert f'event_type="view",device="Mozilla/{version} 100%2F"}} 1\n' in agents
     assert 'beamrec_events_rejected_by_reason_total{reason="bad_pack"} 1' in text
     assert "beamrec_status_age_seconds 2\n" in text and "beamrec_watermark_delay_seconds 3\n" in text
     assert "beamrec_events_late_total 0\n" in text

@@ -18,6 +18,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beam_pipelines.io.stream_status import merged
 from schemas.metric_names import EVENTS_ACCEPTED, EVENTS_LATE
 from schemas.stream_cells import decode_rings
 from schemas.xxh3 import hash64_strings
@@ -87,7 +88,7 @@ def _keep_final(element: Any) -> None:
 
 
 def _keep_stats(element: Any) -> None:
-    _COUNTERS.update(json.loads(element[1]))
+    _COUNTERS.update(merged([json.loads(element[1])])[0])
 
 
 def _keep_cells(element: Any) -> None:

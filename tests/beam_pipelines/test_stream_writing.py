@@ -14,8 +14,9 @@ from stream_job_world import HOUR
 from beam_pipelines.io import source
 from beam_pipelines.io.stream_audit import part_path, read_parts, write_part
 from beam_pipelines.io.stream_sink import AWAY, StoreAwayError, write_patiently
-from beam_pipelines.io.stream_status import Probe, _Offsets, merged
+from beam_pipelines.io.stream_status import Probe, _Offsets, _summed, merged
 from schemas.arrow import TIMESTAMP
+from schemas.metric_names import EVENTS_READ, FRESHNESS, MOST_SEGMENTS, by_segment
 from schemas.tables import STREAM_PANES
 from serving.breaker import Breaker
 from serving.stores.base import StoreError
@@ -79,6 +80,36 @@ def test_offsets_and_sizes_are_the_newest_in_whatever_order_they_come() -> None:
         assert newest == {"offsets": offsets, "state_bytes": {"user/3": [40, 900]}}
         again = merged([{**counters, **newest}, {"offsets": {"2": [7, 0]}}])
         assert again == (counters, {**newest, "offsets": {**offsets, "2": [7, 0]}})
+
+
+def test_devices_without_end_are_counted_as_others_beyond_a_cap() -> None:
+    parts = [{EVENTS_READ: 50, by_segment(FRESHNESS, "read", f"{start}"): 1,
+              **{by_segment(EVENTS_READ, "view", f"Mozilla/{i}.0"): 1 for i in range(start, start + 50)}}
+             for start in range(0, 10_000, 50)]
+    bag = _Kept([json.dumps(part).encode() for part in parts[:100]])
+    first, _ = _summed(bag)
+    assert len(bag.values) == 1
+    bag.values[:0] = [json.dumps(part).encode() for part in parts[100:]]  # bags have no order
+    counters, _ = _summed(bag)
+    segments = {name: n for name, n in counters.items() if name.startswith(f"{EVENTS_READ}/")}
+    assert len(segments) == MOST_SEGMENTS + 1 and sum(segments.values()) == counters[EVENTS_READ] == 10_000
+    assert segments[by_segment(EVENTS_READ, "view", "other")] == 10_000 - MOST_SEGMENTS
+    assert all(counters[name] >= n for name, n in first.items())  # none goes back
+    assert sum(name.startswith(FRESHNESS) for name in counters) == len(parts)
+
+
+class _Kept:
+    def __init__(self, values: list[bytes]) -> None:
+        self.values = values
+
+    def read(self) -> list[bytes]:
+        return self.values
+
+    def add(self, value: bytes) -> None:
+        self.values.append(value)
+
+    def clear(self) -> None:
+        self.values = []
 
 
 def test_progress_is_told_once_a_second_and_when_all_is_read() -> None:
