@@ -53,6 +53,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("show", "show", "read one user or item from the store", "read"),
     Command("serve", "serve", "the API and its page: lists, similar items, features, events, versions", "read"),
     Command("keys", "keys", "keys of the API and what each may do: add, list, revoke", "read"),
+    Command("log", "log", "an event log in a folder: trim what is old and in the lake", "servers"),
     Command("store", "store", "make the store, see what is in it, delete what nobody can read any more", "servers"),
     Command("services", "services", "run Kafka, Flink and the Bigtable emulator here: up, down, status, install", "servers"),
     Command("evaluate", "evaluate", "train and judge on a published time split of MovieLens", "measure"),

@@ -23,8 +23,8 @@ from serving.eventlog.base import (
 from serving.eventlog.local import MAX_PARTITIONS, LocalLog
 
 __all__ = [
-    "EventLog", "LogBusy", "LogError", "LogMissing", "LogReader", "LogUnavailable", "LogUriError", "OffsetGone", "Producer",
-    "open_log", "partition_of", "partitions_of", "side_uri",
+    "EventLog", "LocalLog", "LogBusy", "LogError", "LogMissing", "LogReader", "LogUnavailable", "LogUriError", "OffsetGone",
+    "Producer", "open_log", "partition_of", "partitions_of", "side_uri",
 ]
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")

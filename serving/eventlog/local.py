@@ -123,13 +123,15 @@ class LocalLog:
 
     def trim(self, partition: int, before_offset: int) -> int:
         """Deletes the segments all of whose records lie before an offset (never the last one); the new earliest offset."""
-        found = segment.segments(self._checked(partition))
-        for (_, path), (following, _) in itertools.pairwise(found):
-            if following > before_offset:
-                break
+        for path in self.before(partition, before_offset):
             path.unlink(missing_ok=True)
             path.with_suffix(".idx").unlink(missing_ok=True)
         return self.earliest(partition)
+
+    def before(self, partition: int, offset: int) -> list[Path]:
+        """The segments that ``trim`` deletes, oldest first."""
+        found = segment.segments(self._checked(partition))
+        return [path for (_, path), (following, _) in itertools.pairwise(found) if following <= offset]
 
     def close(self) -> None:
         """Releases files and locks."""
