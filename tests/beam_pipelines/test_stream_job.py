@@ -13,9 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
 from source_world import NOON, SECOND, event, record
 from stream_job_world import HOUR, KINDS, config, fill, user_cells
 
@@ -23,7 +21,6 @@ from beam_pipelines.errors import UserError
 from beam_pipelines.io import source
 from beam_pipelines.io.stream_audit import read_parts
 from beam_pipelines.jobs import stream
-from beam_pipelines.jobs.stream import construct
 from beam_pipelines.jobs.stream_metrics import exposition, serving_metrics
 from beam_pipelines.jobs.stream_run import Record, Shape, launched, resumable, status_of
 from beam_pipelines.options import StreamConfig
@@ -185,19 +182,6 @@ def _wait(until: Any, seconds: float = 45.0) -> Any:
         assert time.monotonic() < end, "not seen in time"
         time.sleep(0.1)
     return found
-
-
-def test_the_graph_builds_for_dataflow_without_credentials(tmp_path: Path) -> None:
-    pipeline = beam.Pipeline(options=PipelineOptions(["--streaming", "--job_name=stream"]))
-    construct(pipeline, config(tmp_path, "kafka://broker:9092/events", "DataflowRunner"))
-    proto = pipeline.to_runner_api()
-    names = {t.unique_name for t in proto.components.transforms.values()}
-    for step in ("Read the event log", "Users/User state", "Items/Item state", "Users' cells/Write cells", "Status"):
-        assert any(step in name for name in names), step
-    specs = [t.spec for t in proto.components.transforms.values() if t.spec.urn == "beam:transform:pardo:v1"]
-    payloads = [beam.portability.api.beam_runner_api_pb2.ParDoPayload.FromString(spec.payload) for spec in specs]
-    assert sum(bool(p.state_specs) for p in payloads) == 3
-    assert sum(bool(p.restriction_coder_id) for p in payloads) == 1
 
 
 def test_a_job_is_resumed_only_as_it_was(tmp_path: Path) -> None:
