@@ -68,7 +68,7 @@ def test_a_list_has_the_published_shape(reader):
              "metadata": {"title": f"Title of i{n}", "image": None, "price": None, "category": "Drama", "categories": ["Drama"],
                           "attributes": {"year": "1995"}}} for n in range(2)],
         "model_version": "m1", "generated_at": "2023-11-15T00:00:00Z", "expires_at": "2023-11-16T00:00:00Z",
-        "served_from": "list"}
+        "served_from": "list", "signals": "read"}
     assert reader.get("ann").json()["request_id"] != request_id
 
 
