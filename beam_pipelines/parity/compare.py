@@ -95,7 +95,7 @@ def compare_suppressions(store: Store, oracle: Oracle, out: Difference) -> None:
     """The cells that hide from users what they consumed, beside SQL, byte by byte."""
     expected = {(user, item): (encode_suppression(at), at // 1000 * 1000) for user, item, at in oracle.consumed().iter_rows()}
     users = sorted({user for user, _ in expected})
-    found = {}
+    found: dict[tuple[str, str], tuple[bytes, int]] = {}
     for start in range(0, len(users), _ROWS_AT_ONCE):
         some = users[start : start + _ROWS_AT_ONCE]
         for user, cells in zip(some, store.read_features([row_key(USER, u) for u in some], "stream", [f"{SUPPRESSED}*"]),
