@@ -16,7 +16,6 @@ from serving.stores.base import MAX_PREFIX_CELLS, Active, Cell, Family, FeatureW
 from serving.stores.columns import cell_columns
 from serving.stores.sqlite_file import FAMILIES, STREAM, SqliteFile
 from serving.stores.sqlite_row import Held, RowRead, Wanted, filter_of, table_of
-from serving.stores.wal import BACKSTOP_PAGES
 
 CHUNK_ROWS = 20_000
 """Rows per transaction: long enough to amortise the commit, short enough for other writers to get their turn."""
@@ -142,22 +141,12 @@ class SqliteStore(SqliteFile):
         if family == STREAM:
             self._streamed().write_columns(cells)
             return cells.num_rows
-        self._checkpoint_beside()
         for start in range(0, cells.num_rows, CHUNK_ROWS):
             rows, groups, values, timestamps = cell_columns(cells.slice(start, CHUNK_ROWS))
             put = sorted(zip(rows, groups, timestamps, values, strict=True), key=_key)
             with self._transaction() as connection:
                 _put_features(connection, family, put)
-            self._checkpointer.wrote(len(put))
         return cells.num_rows
-
-    def _checkpoint_beside(self) -> None:
-        """From now on commits of this thread leave checkpoints to the checkpointer."""
-        connection = self._connection()
-        if not connection.leaves_checkpoints:
-            self._read(f"PRAGMA wal_autocheckpoint={BACKSTOP_PAGES}")
-            connection.set_progress_handler(None, 0)  # no deadline here, and each look would wait for the interpreter's lock
-            connection.leaves_checkpoints = True
 
     def read_lists(self, rows: Sequence[str], version: str) -> list[Cell | None]:
         """See Store."""

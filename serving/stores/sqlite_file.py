@@ -17,7 +17,6 @@ from typing import get_args
 
 from serving.stores.base import DeadlineError, Family, StoreError
 from serving.stores.streamed import StreamedCells
-from serving.stores.wal import Checkpointer
 
 LAYOUT = 2
 """Layout of the file (PRAGMA user_version); another one is refused."""
@@ -66,7 +65,6 @@ class _Connection(sqlite3.Connection):
 
     inode: int
     seen: float = -math.inf
-    leaves_checkpoints: bool = False
     until: list[float]
 
 
@@ -99,7 +97,6 @@ class SqliteFile:
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = False
-        self._checkpointer = Checkpointer(self._read)
         self._beside: StreamedCells | None = None
 
     def _connection(self, now: float = math.inf) -> _Connection:
@@ -237,7 +234,6 @@ class SqliteFile:
         """See Store; calls that come later raise StoreError."""
         if self._pid != os.getpid():
             return
-        self._checkpointer.close()
         with self._lock:
             self._closed = True
             for connection in list(self._open):
