@@ -72,13 +72,13 @@ class Rates:
       bigtable_reads, bigtable_writes: rows of about 1 kB of one node, as Google plans with.
     """
 
-    collect_requests: float = 9_000.0
-    collect_events: float = 92_000.0
+    collect_requests: float = 10_000.0
+    collect_events: float = 107_000.0
     stream_events: float = 59_000.0
     batch_events: float = 180_000.0
     batch_users: float = 30_000.0
     lists: float = 3_500.0
-    api_requests: float = 1_500.0
+    api_requests: float = 2_400.0
     partition_events: float = 20_000.0
     broker_bytes: float = 100e6
     bigtable_reads: float = 10_000.0
