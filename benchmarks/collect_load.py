@@ -2,8 +2,9 @@
 
 Run as a process of its own (``python -m benchmarks.collect_load``): a JSON job on stdin, a JSON report on stdout. It shares the
 machine with the server it measures, so the loop is compiled and little more than its system calls. Where requests are due at
-a time it runs before what it measures, if the system lets it (SCHED_RR, root or CAP_SYS_NICE): a generator that waits 3 ms for
-a core sends late what was due, and takes an answer that has long arrived for a late one.
+a time it comes before what it measures, if the system lets it (the highest nice value, root or CAP_SYS_NICE): a generator that
+waits 3 ms for a core sends late what was due, and takes an answer that has long arrived for a late one. A real-time priority
+would be too much: Linux then wakes it on the server's core, and that once per answer, while another core is idle.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from http.client import HTTPConnection
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from benchmarks.collect_loop import NUMBER_DIGITS, drive
 
 MOST_PER_S = 60_000
 """Requests a second that a report has room for."""
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,10 @@ def send(job: Job, variants: list[tuple[bytes, np.ndarray]], mark: bytes) -> Rep
       mark: what the body of a 202 begins with, before the number of the request.
 
     Raises:
+      OSError: the server takes no connection.
       RuntimeError: an answer is no whole HTTP/1.1 answer with a length, is not to what was asked, or does not come.
     """
-    sockets = []
-    for _ in range(job.connections):
-        sockets.append(socket.create_connection((job.host, job.port)))
-        sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sockets[-1].setblocking(False)
+    sockets = [_connected(job) for _ in range(job.connections)]
     longest = max(len(text) for text, _ in variants)
     texts = np.zeros((len(variants), longest), np.uint8)
     for row, (text, _) in zip(texts, variants, strict=True):
@@ -125,7 +125,7 @@ def send(job: Job, variants: list[tuple[bytes, np.ndarray]], mark: bytes) -> Rep
     drive(nothing, texts, sizes, blanks, marked, job.users, 0, 0.0, 0.0, job.batch, 0)  # compiles, or loads
     if job.rate:
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            os.setpriority(os.PRIO_PROCESS, 0, -20)
     used, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     sent, accepted, latencies, statuses, problem = drive(fds, texts, sizes, blanks, marked, job.users, job.first,
                                                          float(job.seconds), float(job.rate), job.batch, room)
@@ -137,6 +137,15 @@ def send(job: Job, variants: list[tuple[bytes, np.ndarray]], mark: bytes) -> Rep
                             "requests were not answered within 30 s")[problem])
     return Report(sent, seconds, accepted.tolist(), {str(s): int(n) for s, n in enumerate(statuses) if n}, latencies.tolist(),
                   after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
+
+
+def _connected(job: Job) -> socket.socket:
+    """A connection that the server has taken: the clock starts when all are there."""
+    made = HTTPConnection(job.host, job.port, timeout=_PATIENCE_S)
+    made.request("GET", "/healthz")
+    made.getresponse().read()
+    made.sock.setblocking(False)
+    return made.sock
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from schemas import metric_names as names
 from serving.api.auth import Caller, Guard, RawHeaders, audit
 from serving.api.problems import CONTENT_TYPE, ProblemError
 from serving.collector.bodies import warm_up
-from serving.collector.connection import CollectorConnection, Done
+from serving.collector.connection import ACCEPTED, CollectorConnection, Done
 from serving.collector.dead import DeadLetters
 from serving.collector.metrics import Counters
 from serving.collector.packer import Packer
@@ -154,7 +154,7 @@ class CollectorApp:
         self._collector.router.take(body, functools.partial(self._posted, time.perf_counter(), done))
 
     def _posted(self, started: float, done: Done, outcome: bytes | Outcome) -> None:
-        status, headers, content = _answer(outcome)
+        status, headers, content = (202, ACCEPTED, outcome) if type(outcome) is bytes else _answer(outcome)
         done(status, headers, content)
         self._counted(_EVENTS, status, started)
 

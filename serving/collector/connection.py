@@ -2,15 +2,18 @@
 
 The short way has neither task nor future per request: a body goes to the router as soon as it is whole, and the round that made
 it durable writes the answers of all its requests. While one is under way it stands where uvicorn keeps its cycle, so that what
-a client pipelines behind it waits for it.
+a client pipelines behind it waits for it. A client's requests have one head, but for the length: once it has been parsed and
+found right, the next are compared with it.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from serving.collector.known_head import KnownHead, body_of, head_of
 from serving.collector.wire import MAX_BODY_BYTES
 from serving.server.protocol import IDLE_S, Connection
 
@@ -19,8 +22,13 @@ _KEY = b"authorization"
 _LOOKED_AT = frozenset((b"transfer-encoding", b"content-encoding", b"idempotency-key", b"expect", b"upgrade", _KEY))
 """A request with one of these headers goes uvicorn's way, but with a key that has passed before."""
 
+_LEARNS = 4
+"""Heads of a connection; a client that says something else each time is not learned from again and again."""
+
 Headers = Sequence[tuple[bytes, bytes]]
 Done = Callable[[int, Headers, bytes], None]
+ACCEPTED: Headers = ((b"content-type", b"application/json"),)
+"""Headers of a 202, which is nearly every answer."""
 
 
 class TakesPosts(Protocol):
@@ -56,21 +64,64 @@ class _Post:
         self.more_body, self.response_complete, self.disconnected = True, False, False
 
 
+class _AcceptedHead:
+    """What a 202 begins with, to the length of its body; made anew with uvicorn's headers, which change by the second."""
+
+    def __init__(self) -> None:
+        self._of: Headers | None = None
+        self._text = b""
+
+    def text(self, default: Headers) -> bytes:
+        """The head below the server's own headers."""
+        if default is not self._of:
+            lines = [b"%b: %b\r\n" % line for line in (*default, *ACCEPTED)]
+            self._of, self._text = default, b"".join((STATUS_LINE[202], *lines, b"content-length: "))
+        return self._text
+
+
 class CollectorConnection(Connection):
     """One connection, see the module."""
+
+    _accepted = _AcceptedHead()
+    _known: KnownHead | None = None
+    _key = b""  # of the head read last
+    _learned = 0
+    _between = True  # two messages, as the parser sees it
+
+    def data_received(self, data: bytes) -> None:
+        known = self._known
+        if known is not None and self._between and (body := body_of(data, known)) and self._takes(known.key):
+            post: Any = self.cycle
+            post.response_complete = False
+            return cast(TakesPosts, self.app).post(body, self._reply)
+        began_between = self._between
+        super().data_received(data)
+        if self._known is None and began_between and self._between and self._learned < _LEARNS \
+                and type(self.cycle) is _Post and self.cycle.keep_alive:
+            self._known, self._learned = head_of(data, self._key), self._learned + 1
+
+    def on_message_begin(self) -> None:
+        self._between = False
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         if self._is_post():
             self._unread, self._in_head = 0, False
             self.cycle = cast(Any, _Post(self.parser.should_keep_alive()))
         else:
+            self._known = None  # its cycle is not one of ours
             super().on_headers_complete()
+
+    def _takes(self, key: bytes) -> bool:
+        """Whether a request may go the short way now."""
+        app, cycle = cast(TakesPosts, self.app), self.cycle
+        return app.takes_posts and (cycle is None or cycle.response_complete) and not self.pipeline \
+            and not self.flow.write_paused and app.knows(key) and not self.transport.is_closing()
 
     def _is_post(self) -> bool:
         """Whether the request whose head is there is one for the short way."""
-        parser, cycle = self.parser, self.cycle
-        if self.url != EVENTS or not cast(TakesPosts, self.app).takes_posts or parser.get_method() != b"POST" \
-                or (cycle is not None and not cycle.response_complete) or self.pipeline or self.flow.write_paused:
+        parser = self.parser
+        if self.url != EVENTS or parser.get_method() != b"POST":
             return False
         size, key = b"0", b""
         for name, value in self.headers:
@@ -80,8 +131,8 @@ class CollectorConnection(Connection):
                 if name != _KEY or key:
                     return False
                 key = value
-        return 0 < int(size) <= MAX_BODY_BYTES and cast(TakesPosts, self.app).knows(key) \
-            and parser.get_http_version() == "1.1" and not self.transport.is_closing()
+        self._key = key
+        return 0 < int(size) <= MAX_BODY_BYTES and parser.get_http_version() == "1.1" and self._takes(key)
 
     def on_body(self, body: bytes) -> None:
         post: Any = self.cycle
@@ -92,11 +143,13 @@ class CollectorConnection(Connection):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._between = True
         post: Any = self.cycle
         if type(post) is not _Post:
             return super().on_message_complete()
         self._unread, post.more_body = 0, False
-        cast(TakesPosts, self.app).post(b"".join(post.parts), functools.partial(self._reply, post))
+        body, post.parts = b"".join(post.parts), []
+        cast(TakesPosts, self.app).post(body, self._reply)
 
     def sweep(self, now: float) -> None:
         post: Any = self.cycle
@@ -104,9 +157,15 @@ class CollectorConnection(Connection):
             self.transport.close()
         super().sweep(now)
 
-    def _reply(self, post: _Post, status: int, headers: Headers, content: bytes) -> None:
-        post.response_complete, post.parts = True, []
+    def _reply(self, status: int, headers: Headers, content: bytes) -> None:
+        """Answers the request that is under way: the only one."""
+        post: Any = self.cycle
+        post.response_complete = True
         if self.transport.is_closing():
             return
-        self.respond(status, headers, content, post.keep_alive)
+        if headers is ACCEPTED and post.keep_alive:
+            self.transport.write(b"%b%d\r\n\r\n%b" % (
+                self._accepted.text(self.server_state.default_headers), len(content), content))
+        else:
+            self.respond(status, headers, content, post.keep_alive)
         self.on_response_complete()
