@@ -83,6 +83,7 @@ class CollectorConnection(Connection):
     """One connection, see the module."""
 
     _accepted = _AcceptedHead()
+    _post: _Post  # the last; where a head is known, it is the cycle too
     _known: KnownHead | None = None
     _key = b""  # of the head read last
     _learned = 0
@@ -91,8 +92,7 @@ class CollectorConnection(Connection):
     def data_received(self, data: bytes) -> None:
         known = self._known
         if known is not None and self._between and (body := body_of(data, known)) and self._takes(known.key):
-            post: Any = self.cycle
-            post.response_complete = False
+            self._post.response_complete = False
             return cast(TakesPosts, self.app).post(body, self._reply)
         began_between = self._between
         super().data_received(data)
@@ -107,7 +107,8 @@ class CollectorConnection(Connection):
     def on_headers_complete(self) -> None:
         if self._is_post():
             self._unread, self._in_head = 0, False
-            self.cycle = cast(Any, _Post(self.parser.should_keep_alive()))
+            self._post = _Post(self.parser.should_keep_alive())
+            self.cycle = cast(Any, self._post)
         else:
             self._known = None  # its cycle is not one of ours
             super().on_headers_complete()
@@ -158,8 +159,8 @@ class CollectorConnection(Connection):
         super().sweep(now)
 
     def _reply(self, status: int, headers: Headers, content: bytes) -> None:
-        """Answers the request that is under way: the only one."""
-        post: Any = self.cycle
+        """Answers the request that is under way; behind it there may be others already."""
+        post = self._post
         post.response_complete = True
         if self.transport.is_closing():
             return

@@ -15,16 +15,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from serving.collector.bodies import Scanned, count_of, scanned, type_mask
+from serving.collector.bodies import PACK_BYTES, PACK_ROWS, Scanned, count_of, scanned, type_mask
 from serving.collector.columns import to_batch
 from serving.collector.metrics import Counters
 from serving.collector.wire import EventIn
 from serving.eventlog.base import LogBusy, LogError, LogUnavailable, Producer
 from transforms.records.pack import pack
 
-PACK_ROWS = 2_000
-PACK_BYTES = 2 << 20
-"""What is more becomes several packs."""
 ROUND_EVENTS, ROUND_BYTES = 8_000, 16 << 20
 """Bodies that wait beyond this are left to the next round: the loop has others to serve."""
 MAX_WAITING_BYTES = 256 << 20
@@ -165,7 +162,7 @@ class Packer:
         sends: list[tuple[int, bytes]] = []
         failed: dict[int, LogError] = {}
         found = self._scan(mine, room, sends)
-        rows = len(found.row) if found is not None else 0
+        rows = len(found.partition) if found is not None else 0
         for partition, events in mine.events.items():
             rows += len(events)
             try:
@@ -187,7 +184,7 @@ class Packer:
         try:
             found = scanned([body for body, _, _ in mine.bodies], room, self.partitions, time.time_ns() // 1000,
                             self._needs_stamps, self._leaves)
-            sends += [(partition, pack(piece)) for partition, part in found.parts(PACK_ROWS) for piece in pieces(part)]
+            sends += found.records
         except Exception as reason:  # a bug here must lose no event: the other way knows each one by itself
             self._counters.log_failure("scan", reason)
             sends.clear()
@@ -224,7 +221,7 @@ class Packer:
                 ticket.settle(partition, error)
         if found is None:
             return
-        self._counters.taken(found.kinds if not failed else found.kinds_without(failed))
+        self._counters.taken(found.kinds(failed))
         for i, (body, number, told) in enumerate(mine.bodies):
             if number:
                 self.waiting -= number

@@ -44,8 +44,8 @@ _FIELDS = [(f.name, OURS if f.name == "ingested_at" else LIST if pa.types.is_lis
 TEXTS = [name for name, kind in _FIELDS if kind == TEXT]
 NUMBERS = [name for name, kind in _FIELDS if kind in (TIME, INT, FLOAT)]
 
-_KIND = np.array([kind for _, kind in _FIELDS], np.int64)
-_COLUMN = np.array([TEXTS.index(n) if k == TEXT else NUMBERS.index(n) if k in (TIME, INT, FLOAT) else 0 for n, k in _FIELDS],
+KIND = np.array([kind for _, kind in _FIELDS], np.int64)
+COLUMN = np.array([TEXTS.index(n) if k == TEXT else NUMBERS.index(n) if k in (TIME, INT, FLOAT) else 0 for n, k in _FIELDS],
                    np.int64)
 _LIMIT = np.array([{"page_position": 2**31 - 1, "schema_version": 2**31 - 1, "dwell_ms": 2**53, "referrer": 2048}.get(
     n, MAX_ID_BYTES) for n, _ in _FIELDS], np.int64)
@@ -85,7 +85,7 @@ def _event(base: int, at: int, now: int, after: I64, begin: I64, size: I32, numb
         if byte_at(base, at) != 58:
             return NO, lists, maps
         at = skip_spaces(base, at + 1)
-        kind, column = _KIND[field], _COLUMN[field]
+        kind, column = KIND[field], COLUMN[field]
         if is_null(base, at):
             if field in (_TYPE_FIELD, _USER_FIELD, _VERSION_FIELD):
                 return NO, lists, maps

@@ -3,6 +3,8 @@
 import json
 import socket
 import sys
+import time
+from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,25 @@ def told(server, *parts):
     return answers
 
 
+def talked(server, *requests):
+    """(status, document) of each answer; a request, of one or more parts, is sent when the one before is answered."""
+    host, _, port = server.url.rpartition("//")[2].rpartition(":")
+    answers = []
+    with socket.create_connection((host, int(port)), timeout=10) as opened:
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for parts in requests:
+            for part in parts:
+                opened.sendall(part)
+                time.sleep(0.02)  # as a chunk of its own
+            answer = HTTPResponse(opened)
+            answer.begin()
+            answers.append((answer.status, json.loads(answer.read())))
+        opened.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            opened.recv(1)
+    return answers
+
+
 def ids(answers):
     return [[e["event_id"] for e in document["events"]] for _, document in answers]
 
@@ -73,6 +94,25 @@ def test_the_short_and_the_long_way_take_turns(server):
     answers = told(server, post("t1") + health + keyed + post("t3") + post("t4", head=CLOSE))
     assert [status for status, _ in answers] == [202, 200, 202, 202, 202]
     assert ids([a for a in answers if "events" in a[1]]) == [["e-t1"], ["e-t2"], ["e-t3"], ["e-t4"]]
+
+
+def test_requests_with_the_same_head_are_each_answered(server):
+    texts = [post(f"{'long' * i}{i}", head="x-from: a client\r\n") for i in range(8)]
+    other = post("other", head="x-from: another\r\n")
+    answers = talked(server, *((t,) for t in texts[:3]), (other,), (texts[3][:70], texts[3][70:]),
+                     (texts[4][:-5], texts[4][-5:]), (post("", "{not json", head="x-from: a client\r\n"),), *((t,) for t in texts[5:]))
+    assert [status for status, _ in answers] == [202] * 6 + [422] + [202] * 3
+    assert [e for [e] in ids(answers[:6]) + ids(answers[7:])] == [
+        f"e-{u}" for u in ("0", "long1", "longlong2", "other", *(f"{'long' * i}{i}" for i in range(3, 8)))]
+
+
+def test_a_body_that_looks_like_a_request_is_a_body(server):
+    hidden = post("hidden")
+    head, body = post("", hidden.decode()).split(b"\r\n\r\n", 1)
+    chunked = b"POST /v1/events HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n" % len(hidden)
+    answers = talked(server, (post("k1"),), (post("k2"),), (head + b"\r\n\r\n", body),
+                     (chunked, hidden, b"\r\n0\r\n\r\n"), (post("k3"),))
+    assert [status for status, _ in answers] == [202, 202, 422, 422, 202]
 
 
 def test_a_request_may_come_a_byte_at_a_time(server):

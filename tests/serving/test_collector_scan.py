@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from schemas.arrow import arrow_schema
 from schemas.event_types import NAMES
-from serving.collector.bodies import count_of, scanned, type_mask
+from serving.collector.bodies import PACK_BYTES, PACK_ROWS, count_of, scanned, type_mask
 from serving.collector.columns import to_batch
-from serving.collector.packer import PACK_BYTES, pieces
 from serving.collector.wire import EventIn, fault, micros, read_events
 from serving.eventlog import partition_of
+from transforms.records.pack import pack, sound, unpack
 
 NOW = 1_764_000_000_000_000
 CLICK = {"user_id": "u1", "item_id": "i1", "event_type": "click", "event_id": "e1", "occurred_at": 1_763_999_000_000}
@@ -40,19 +40,36 @@ def expected(body):
     return to_batch(read).to_pylist()
 
 
+def parts_of(found):
+    """(partition, events) of each record, as a reader has them: to the byte what Arrow would have written."""
+    parts = [(partition, unpack(memoryview(record))) for partition, record in found.records]
+    for (_, record), (_, part) in zip(found.records, parts, strict=True):
+        part.validate(full=True)
+        assert sound(part) and pack(part) == record
+    return parts
+
+
+def events_of(found):
+    """All events, in the order in which they were sent."""
+    parts = [part for _, part in parts_of(found)]
+    assert sorted(p for p, _ in found.records) == [p for p, _ in found.records]
+    events = pa.Table.from_batches(parts, arrow_schema("event"))
+    row = np.empty(len(found.partition), np.int64)
+    row[np.argsort(found.partition, kind="stable")] = np.arange(len(row))
+    return events.take(pa.array(row, pa.int64()))
+
+
 def rows_of(found, body):
-    rows = found.row[found.first[body] : found.first[body + 1]]
-    return found.events.take(pa.array(rows, pa.int64())).to_pylist()
+    return events_of(found).to_pylist()[found.first[body] : found.first[body + 1]]
 
 
 def check(body, must_take=False):
     """What the scan takes of a body equals what wire reads; what wire refuses, the scan leaves."""
     found = taken([body])
-    found.events.validate(full=True)
     wanted = expected(body)
     if not found.answers[0]:
         assert not must_take, body
-        assert found.events.num_rows == 0
+        assert not found.records
         return
     rows = rows_of(found, 0)
     assert wanted is not None, body
@@ -147,7 +164,7 @@ def test_a_left_body_takes_no_other_with_it():
     bodies[1], bodies[4] = b'{"user_id":"u"', b'[{"user_id":"u","categories":["a","b"],"attributes":{"a":"b"},"price":"x"}]'
     found = taken(bodies)
     assert [bool(a) for a in found.answers] == [True, False, True, True, False, True]
-    assert sorted(found.events.column("event_id").to_pylist()) == ["e0", "e2", "e3", "e5"]
+    assert sorted(events_of(found).column("event_id").to_pylist()) == ["e0", "e2", "e3", "e5"]
 
 
 def test_events_lie_by_partition_and_are_counted_by_kind():
@@ -155,15 +172,13 @@ def test_events_lie_by_partition_and_are_counted_by_kind():
                **({"device": "tv"} if i % 2 else {})} for i in range(300)]
     bodies = [json.dumps(events[i : i + 30]).encode() for i in range(0, 300, 30)]
     found = taken(bodies, partitions=5)
-    parts = list(found.parts(20))
-    assert all(part.num_rows <= 20 for _, part in parts)
-    placed = [(p, e) for p, part in parts for e in part.column("event_id").to_pylist()]
+    placed = [(p, e) for p, part in parts_of(found) for e in part.column("event_id").to_pylist()]
     assert sorted(placed) == sorted((partition_of(e["user_id"], 5), e["event_id"]) for e in events)
     assert found.fates(3) == [(e["event_id"], partition_of(e["user_id"], 5)) for e in events[90:120]]
-    assert found.kinds == {(NAMES[k], "tv" if odd else ""): 50 for k in range(3) for odd in range(2)}
-    rest = found.kinds_without({0, 2})
+    assert found.kinds() == {(NAMES[k], "tv" if odd else ""): 50 for k in range(3) for odd in range(2)}
+    rest = found.kinds({0, 2})
     assert sum(rest.values()) == sum(p not in (0, 2) for p, _ in placed)
-    assert found.kinds_without(()) == found.kinds
+    assert found.kinds({9}) == found.kinds()
 
 
 def test_a_very_long_user_id_has_its_partition_too():
@@ -182,22 +197,27 @@ def test_what_the_store_is_asked_or_told_about_is_left():
 
 def test_new_ids_are_unique_and_sort_by_time():
     body = json.dumps([{"user_id": "u", "item_id": "i", "event_type": "click"}] * 500).encode()
-    ids = taken([body, body]).events.column("event_id").to_pylist()
+    ids = events_of(taken([body, body])).column("event_id").to_pylist()
     assert len(set(ids)) == 1000 and all(set(i) <= set(string.hexdigits + "-") and i[14] == "7" for i in ids)
-    later = scanned([body], 500, 1, NOW + 2000, False, NONE).events.column("event_id").to_pylist()
+    later = events_of(scanned([body], 500, 1, NOW + 2000, False, NONE)).column("event_id").to_pylist()
     assert max(ids) < min(later)
 
 
 def test_large_events_become_several_packs():
     big = {**CLICK, "attributes": {str(i): "x" * 2000 for i in range(60)}}
     bodies = [json.dumps({**big, "event_id": str(i)}).encode() for i in range(50)]
-    parts = [piece for _, part in taken(bodies, 1).parts(2000) for piece in pieces(part)]
+    parts = [part for _, part in parts_of(taken(bodies, 1))]
     assert len(parts) > 2 and all(part.nbytes <= PACK_BYTES for part in parts)
-    assert sum(part.num_rows for part in parts) == 50
+    assert [i for part in parts for i in part.column("event_id").to_pylist()] == [str(i) for i in range(50)]
+
+
+def test_many_events_become_several_packs():
+    bodies = [json.dumps([{**CLICK, "event_id": f"{i}-{j}"} for j in range(1000)]).encode() for i in range(5)]
+    assert [part.num_rows for _, part in parts_of(taken(bodies, 1))] == [PACK_ROWS, PACK_ROWS, 1000]
 
 
 def test_columns_are_those_of_the_schema():
-    events = taken([json.dumps(CLICK).encode()]).events
+    events = events_of(taken([json.dumps(CLICK).encode()]))
     assert events.schema.equals(arrow_schema("event")) and np.array_equal(events.column("ingested_at").cast(pa.int64()), [NOW])
     assert time.time_ns() // 1000 > NOW
 

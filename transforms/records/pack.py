@@ -21,7 +21,7 @@ MAGIC = b"\x01BRP"
 VERSION = 1
 _HEADER = struct.Struct("<4sBI")
 _CODEC = "lz4_raw"
-_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
+STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow
 
 
 class PackError(ValueError):
@@ -49,15 +49,20 @@ def pack(events: pa.RecordBatch | pa.Table) -> bytes:
             column = whole(column) if isinstance(column, pa.ChunkedArray) else column
             columns.append(column if column.type == field.type else column.cast(field.type))
         events = pa.RecordBatch.from_arrays(columns, schema=schema)
-    body = b"".join((_schema_message(), events.serialize(), _END))
-    record = _HEADER.pack(MAGIC, VERSION, len(body)) + pa.Codec(_CODEC).compress(body, asbytes=True)
-    if len(body) > MAX_PACK_BYTES or len(record) > MAX_RECORD_BYTES:
-        raise ValueError(f"a pack of {len(body):,} bytes is too large")
+    return sealed(b"".join((schema_message(), events.serialize(), STREAM_END)))
+
+
+def sealed(stream: bytes | pa.Buffer) -> bytes:
+    """The record of an Arrow stream of one batch; raises ValueError: it is too large."""
+    size = len(stream)
+    record = _HEADER.pack(MAGIC, VERSION, size) + pa.Codec(_CODEC).compress(stream, asbytes=True)
+    if size > MAX_PACK_BYTES or len(record) > MAX_RECORD_BYTES:
+        raise ValueError(f"a pack of {size:,} bytes is too large")
     return record
 
 
 @functools.cache
-def _schema_message() -> bytes:
+def schema_message() -> bytes:
     """What a stream begins with: the same for every pack, and half of a small one's time."""
     return bytes(arrow_schema("event").serialize())
 
