@@ -11,9 +11,10 @@ means something where the paced rates were reached (paced_single_per_s, paced_ba
 are processor microseconds of the server and of the load generator beside it. lost and doubled count events answered with 202
 that the log does not hold exactly once.
 
-What the machine does by itself is told beside it: disk_sync_p50_ms and disk_sync_p99_ms of a bare 8 KiB write with its sync
-every 5 ms, before the server starts (a local log's rounds end with such syncs); stalled_ms_per_s and longest_stall_ms of all
-phases (benchmarks.stalls).
+What the machine does by itself is told beside it (benchmarks.stalls): stalled_ms_per_s and longest_stall_ms of its cores, and,
+for a local log, whose rounds end with a sync, disk_stalled_ms_per_s and longest_disk_stall_ms of a bare small write with its
+sync every 20 ms beside the load. A disk that stands still for 10 ms a second alone makes a 99th percentile of more than 10 ms.
+disk_sync_p50_ms and disk_sync_p99_ms are of bare 8 KiB writes with their syncs before the server starts.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import pyarrow.compute as pc
 
 from benchmarks import stalls
 from benchmarks.collect_load import Job, event_id
+from serving.collector import LINGER_MS
 from serving.collector.bodies import warm_up
 from serving.eventlog import open_log
 from transforms.records import decode
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-rate", type=float, default=150_000, help="paced events a second (default: 150000)")
     parser.add_argument("--partitions", type=int, default=4, help="of the log (default: 4)")
     parser.add_argument("--workers", type=int, default=1, help="of the collector (default: 1)")
-    parser.add_argument("--linger-ms", type=float, default=3.0, help="of the collector (default: 3)")
+    parser.add_argument("--linger-ms", type=float, default=LINGER_MS, help="of the collector (default: %(default)g)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
 
@@ -96,7 +98,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "paced_single": (4 * args.connections, args.single_rate, 1),
             "paced_batch": (4 * args.batch_connections, args.batch_rate / _BATCH, _BATCH)}
         reports, sent = {}, []
-        with stalls.watched() as stalled:
+        with stalls.watched(folder if uri.startswith("dir:") else None) as stalled:
             for number, (name, (connections, rate, batch)) in enumerate(phases.items()):
                 seconds = min(2.0, args.seconds) if name.startswith("warm") else args.seconds
                 print(f"{name} ...", file=sys.stderr, flush=True)

@@ -42,6 +42,7 @@ from beam_pipelines.access import access_of
 from beam_pipelines.cli.serve import _listen
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, add_common_flags
+from serving.collector import LINGER_MS
 from serving.stores import StoreUriError, open_store
 from serving.stores.base import StoreError
 
@@ -54,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
     parser.add_argument("--workers", type=int, default=1, help="processes that answer, above 1 with Kafka only (default: 1)")
     parser.add_argument("--partitions", type=int, default=4, metavar="N", help="of a log that is not there yet (default: 4)")
-    parser.add_argument("--linger-ms", type=float, default=3.0, metavar="MS",
-                        help="how far apart the log is written at least: events between share a record (default: 3)")
+    parser.add_argument("--linger-ms", type=float, default=LINGER_MS, metavar="MS",
+                        help="how far apart the log is written at least: events between share a record (default: %(default)g)")
     parser.add_argument("--max-waiting", type=int, default=100_000, metavar="N",
                         help="events that may wait for the log before 429 (default: 100000)")
     parser.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN",

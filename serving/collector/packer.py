@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from serving.collector import LINGER_MS
 from serving.collector.bodies import PACK_BYTES, PACK_ROWS, Scanned, count_of, scanned, type_mask
 from serving.collector.columns import to_batch
 from serving.collector.metrics import Counters
@@ -85,7 +86,7 @@ class Packer:
       needs_stamps, leaves: which bodies are left to ``wire``; see serving.collector.scan.scan.
     """
 
-    def __init__(self, producer: Producer, partitions: int, counters: Counters, linger_s: float = 0.003,
+    def __init__(self, producer: Producer, partitions: int, counters: Counters, linger_s: float = LINGER_MS / 1000,
                  max_waiting: int = 100_000, needs_stamps: bool = False, leaves: Collection[str] = ()) -> None:
         self._producer, self._counters = producer, counters
         self._needs_stamps, self._leaves = needs_stamps, type_mask(leaves)

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
+from serving.collector import LINGER_MS
 from serving.eventlog import EventLog, open_log
 
 ENVIRONMENT = "BEAMREC_COLLECTOR"
@@ -31,7 +32,7 @@ class CollectorSettings(msgspec.Struct, frozen=True):
     log: str
     store: str | None = None
     partitions: int = 4
-    linger_ms: float = 3.0
+    linger_ms: float = LINGER_MS
     max_waiting: int = 100_000
     cors_origins: tuple[str, ...] = ()
     keys: str | None = None

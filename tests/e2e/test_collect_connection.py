@@ -99,8 +99,9 @@ def test_the_short_and_the_long_way_take_turns(server):
 def test_requests_with_the_same_head_are_each_answered(server):
     texts = [post(f"{'long' * i}{i}", head="x-from: a client\r\n") for i in range(8)]
     other = post("other", head="x-from: another\r\n")
-    answers = talked(server, *((t,) for t in texts[:3]), (other,), (texts[3][:70], texts[3][70:]),
-                     (texts[4][:-5], texts[4][-5:]), (post("", "{not json", head="x-from: a client\r\n"),), *((t,) for t in texts[5:]))
+    split = (texts[3][:70], texts[3][70:]), (texts[4][:-5], texts[4][-5:])
+    wrong = post("", "{not json", head="x-from: a client\r\n")
+    answers = talked(server, *((t,) for t in texts[:3]), (other,), *split, (wrong,), *((t,) for t in texts[5:]))
     assert [status for status, _ in answers] == [202] * 6 + [422] + [202] * 3
     assert [e for [e] in ids(answers[:6]) + ids(answers[7:])] == [
         f"e-{u}" for u in ("0", "long1", "longlong2", "other", *(f"{'long' * i}{i}" for i in range(3, 8)))]
