@@ -41,6 +41,7 @@ from benchmarks import stalls
 from benchmarks.collect_load import Job, event_id
 from serving.collector import LINGER_MS
 from serving.collector.bodies import warm_up
+from serving.collector.settings import creating
 from serving.eventlog import open_log
 from transforms.records import decode
 
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     uri = args.log or f"dir:{folder / 'log'}"
     if args.log:
-        log = open_log(uri)
+        log = open_log(creating(uri, args.partitions))
         before = {p: log.latest(p) for p in range(log.partitions())}
         log.close()
     else:
