@@ -13,8 +13,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
-import sys
 from pathlib import Path
+
+import pyarrow as pa
 
 NEW_OBJECTS = 20_000
 """Between two collections."""
@@ -33,21 +34,19 @@ def settle() -> None:
     gc.collect()
     gc.freeze()  # walking it at every collection costs requests their milliseconds
     gc.set_threshold(NEW_OBJECTS)
-    _keep_memory()
+    keep_memory()
     _use_huge_pages()
 
 
-def _keep_memory() -> None:
-    """Arrays of up to 32 MiB are taken from what was freed before, of which up to 64 MiB are kept."""
+def keep_memory() -> None:
+    """For any long-lived process: arrays of up to 32 MiB lie in what was freed before, of which up to 64 MiB are kept."""
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return
     set_option(_MMAP_THRESHOLD, _LARGEST)
     set_option(_TRIM_THRESHOLD, _KEPT)
-    if "pyarrow" in sys.modules:  # its own allocator gives back what it has not used for 10 ms
-        arrow = sys.modules["pyarrow"]
-        arrow.set_memory_pool(arrow.system_memory_pool())
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own allocator gives back what it has not used for 10 ms
 
 
 @functools.cache

@@ -42,6 +42,10 @@ class ProblemError(Exception):
         """The JSON."""
         return _encode(Problem(self.status, self.title, self.detail, self.errors))
 
+    def head(self) -> list[tuple[bytes, bytes]]:
+        """The headers, as ASGI has them."""
+        return [(b"content-type", CONTENT_TYPE.encode()), *((k.lower().encode(), v.encode()) for k, v in self.headers.items())]
+
     def response(self) -> Response:
         """The answer."""
         return Response(self.body(), self.status, self.headers, CONTENT_TYPE)

@@ -16,7 +16,7 @@ from serving.api.auth import RawHeaders
 from serving.api.openapi import responses
 from serving.api.pages import Pages
 from serving.api.parameters import LIST_PARAMETERS, USER_PARAMETERS, list_ask, user_ask
-from serving.api.problems import CONTENT_TYPE, ProblemError, failure, unavailable
+from serving.api.problems import ProblemError, failure, unavailable
 from serving.api.state import State
 from serving.ladder import NothingPublishedError
 from serving.ranking.listed import POSITION
@@ -98,9 +98,7 @@ class Lists:
             return Quick(200, _OK, body, partial(self._left, started, ask, answer))
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else failure(PATH, error)
-            head = [(b"content-type", CONTENT_TYPE.encode()),
-                    *((name.lower().encode(), value.encode()) for name, value in problem.headers.items())]
-            return Quick(problem.status, head, problem.body(), partial(self._refused, started, problem.status))
+            return Quick(problem.status, problem.head(), problem.body(), partial(self._refused, started, problem.status))
 
     def _left(self, started: float, ask: Ask, answer: Answer) -> None:
         self._state.counters.answered(PATH, 200, time.perf_counter() - started)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from schemas import metric_names as names
 from serving.api.auth import Caller, Guard, RawHeaders, audit
-from serving.api.problems import CONTENT_TYPE, ProblemError
+from serving.api.problems import ProblemError
 from serving.collector.bodies import warm_up
 from serving.collector.connection import ACCEPTED, CollectorConnection, Done
 from serving.collector.dead import DeadLetters
@@ -274,8 +274,7 @@ def _answer(outcome: bytes | Outcome | ProblemError) -> tuple[int, Headers, byte
     if isinstance(outcome, bytes):
         return 202, [(b"content-type", _JSON)], outcome
     if isinstance(outcome, ProblemError):
-        more = [(name.lower().encode(), value.encode()) for name, value in outcome.headers.items()]
-        return outcome.status, [(b"content-type", CONTENT_TYPE.encode()), *more], outcome.body()
+        return outcome.status, outcome.head(), outcome.body()
     headers = [(b"content-type", outcome.content_type.encode())]
     if outcome.retry_after_s:
         headers.append((b"retry-after", b"%d" % math.ceil(outcome.retry_after_s)))

@@ -1,5 +1,6 @@
-"""What a server keeps: out of the garbage collector, and in huge pages where the kernel makes them."""
+"""What a server keeps: out of the garbage collector, in huge pages where the kernel makes them, and what it frees."""
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,27 @@ print(huge())
     if sys.platform != "linux" or int(found.stdout) == 0:
         pytest.skip("this kernel makes no huge pages of what is there: Linux 6.1 does")
     assert int(found.stdout) > 32 * 1024
+
+
+def test_arrays_that_come_and_go_are_not_asked_of_the_system_each_time():
+    script = """
+import resource
+import numpy as np
+import pyarrow as pa
+from serving.settled import keep_memory
+keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        held = [np.ones(1 << 15) for _ in range(64)], [pa.allocate_buffer(1 << 18) for _ in range(64)]
+        for buffer in held[1]:
+            np.frombuffer(buffer, np.uint8)[:] = 1
+        del held, buffer
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("the C library has no mallopt: glibc does")
+    assert int(found.stdout) < 5_000, "of 819,200 if each page came anew"
