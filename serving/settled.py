@@ -3,9 +3,10 @@
 A request touches a few thousand small objects all over the heap, each on a page of 4 KiB whose place the processor no longer
 knows. In pages of 2 MiB, which Linux 6.1 makes of what is there, a request takes some 4 % less processor time.
 
-What it frees it keeps too. By itself the C library gives arrays of some hundred KiB back to the system at once; the next ones
-then lie on other pages, which the system clears, and on a virtual machine often has to ask its host for: a round of 1 ms was
-seen to take 20 ms, and all the more requests waited for the next.
+A process that works in columns (the collector, the stream's workers) keeps what it frees too. By itself the C library gives
+arrays of some hundred KiB back to the system at once; the next ones then lie on other pages, which the system clears, and on a
+virtual machine often has to ask its host for: a round of 1 ms was seen to take 20 ms, and all the more requests waited for the
+next.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ NEW_OBJECTS = 20_000
 _MAPS = Path("/proc/self/maps")
 _HUGE, _MOST = 2 << 20, 256 << 20
 _MADV_COLLAPSE = 25
-
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _KEPT = 64 << 20
 _LARGEST = 32 << 20  # the most that glibc takes
@@ -34,12 +33,11 @@ def settle() -> None:
     gc.collect()
     gc.freeze()  # walking it at every collection costs requests their milliseconds
     gc.set_threshold(NEW_OBJECTS)
-    keep_memory()
     _use_huge_pages()
 
 
 def keep_memory() -> None:
-    """For any long-lived process: arrays of up to 32 MiB lie in what was freed before, of which up to 64 MiB are kept."""
+    """For a process that works in columns: arrays of up to 32 MiB lie in what was freed before, of which up to 64 MiB are kept."""
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
