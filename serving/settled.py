@@ -37,7 +37,7 @@ def settle() -> None:
 
 
 def keep_memory() -> None:
-    """For a process that works in columns: arrays of up to 32 MiB lie in what was freed before, of which up to 64 MiB are kept."""
+    """For a process that works in columns: arrays (of up to 32 MiB) lie in what was freed before, up to 64 MiB of it kept."""
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
