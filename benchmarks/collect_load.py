@@ -22,11 +22,10 @@ from http.client import HTTPConnection
 
 import numpy as np
 
-from benchmarks.collect_loop import NUMBER_DIGITS, drive
+from benchmarks.collect_loop import NUMBER_DIGITS, PATIENCE_S, drive
 
 MOST_PER_S = 60_000
 """Requests a second that a report has room for."""
-_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def send(job: Job, variants: list[tuple[bytes, np.ndarray]], mark: bytes) -> Rep
 
 def _connected(job: Job) -> socket.socket:
     """A connection that the server has taken: the clock starts when all are there."""
-    made = HTTPConnection(job.host, job.port, timeout=_PATIENCE_S)
+    made = HTTPConnection(job.host, job.port, timeout=PATIENCE_S)
     made.request("GET", "/healthz")
     made.getresponse().read()
     made.sock.setblocking(False)

@@ -29,7 +29,7 @@ _NO_SIGNAL = socket.MSG_NOSIGNAL
 _AGAIN = errno.EAGAIN
 _EVENT = 12  # bytes of struct epoll_event, which is packed: u32 events, u64 data
 _ANSWER = 1 << 17
-_PATIENCE_S = 30.0
+PATIENCE_S = 30.0
 _HEAD_END = 0x0A0D0A0D
 OK, CLOSED, UNEXPECTED, LATE = range(4)
 
@@ -159,7 +159,7 @@ def drive(fds: I32, texts: Bytes, sizes: I64, blanks: I64, mark: Bytes, users: i
                 _watch(poller, _MODIFY, fds[c], _IN | _OUT, c, event)
         if now >= end and answered == sent:
             break
-        if now > end + _PATIENCE_S:
+        if now > end + PATIENCE_S:
             problem = LATE
             break
         wait = 50.0

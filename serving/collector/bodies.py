@@ -105,20 +105,13 @@ def scanned(bodies: Sequence[bytes], room: int, partitions: int, now: int, needs
     id_begin, id_size = np.ascontiguousarray(begin[:, _ID]), np.ascontiguousarray(size[:, _ID])
     text, end = answers(data, id_begin, id_size, first, _PARTS)
     told, at = text.tobytes(), [0, *end.tolist()]
-    spots, known = _spots(), layout()
-    out, cut, of = packs(data, *found[:-1], order, bounds, now, PACK_ROWS, PACK_BYTES, known.start, spots, known.end)
+    out, cut, of = packs(data, *found[:-1], order, bounds, now, PACK_ROWS, PACK_BYTES, *layout())
     stream, places = pa.py_buffer(out), [0, *cut.tolist()]
     records = [(p, sealed(stream.slice(a, b - a))) for p, (a, b) in zip(of.tolist(), itertools.pairwise(places), strict=True)]
     kind, row = kinds_of(data, begin, size, _KIND, _DEVICE)
     labels = list(zip(*(_texts(data, begin[row, c], size[row, c]) for c in (_KIND, _DEVICE)), strict=True))
     return Scanned(records, partition, first, [told[a:b] for a, b in itertools.pairwise(at)], kind, labels, data, id_begin,
                    id_size)
-
-
-@functools.cache
-def _spots() -> npt.NDArray[np.int64]:
-    known = layout()
-    return np.array([known.length, known.nodes, known.buffers, known.body_length, known.node_count, known.buffer_count])
 
 
 def _texts(data: npt.NDArray[np.uint8], begin: npt.NDArray[np.int64], size: npt.NDArray[np.int32]) -> list[str]:

@@ -134,7 +134,7 @@ def _pack(out: Bytes, wide: I64, narrow: I32, at: int, data: Bytes, begin: I64, 
 @njit(cache=True, nogil=True)
 def packs(data: Bytes, begin: I64, size: I32, number: I64, valid: Bools, list_end: I32, list_begin: I64, list_size: I32,
           map_end: I32, map_begin: I64, map_size: I32, order: I64, bounds: I64, now: int, most_rows: int, most_bytes: int,
-          start: Bytes, spots: I64, end: Bytes) -> tuple[Bytes, I64, I64]:
+          start: Bytes, spots: I64, buffer_count: int, end: Bytes) -> tuple[Bytes, I64, I64]:
     """The streams of n events by partition.
 
     Args:
@@ -143,8 +143,7 @@ def packs(data: Bytes, begin: I64, size: I32, number: I64, valid: Bools, list_en
       bounds: (partitions + 1,) partition p has order[bounds[p]:bounds[p + 1]].
       now: microseconds; becomes ingested_at.
       most_rows, most_bytes: of a pack, but for a single event that is larger.
-      start, spots, end: of transforms.records.pack_layout.layout: ``spots`` are length, nodes, buffers, body_length,
-        node_count, buffer_count.
+      start ... end: as transforms.records.pack_layout.layout has them.
 
     Returns:
       out, ends, partitions: stream i is of partitions[i] and ends at ends[i] in ``out``; each begins where the one before ends.
@@ -152,7 +151,7 @@ def packs(data: Bytes, begin: I64, size: I32, number: I64, valid: Bools, list_en
     fields = len(KIND)
     cut, partitions, total = _chunks(order, bounds, size, list_end, list_size, map_end, map_size, most_rows, most_bytes,
                                      9 * fields)
-    each = len(start) + len(end) + 16 * spots[5] + 8 * fields
+    each = len(start) + len(end) + 16 * buffer_count + 8 * fields
     out = np.zeros((total + len(cut) * each + _UP) & ~_UP, np.uint8)
     wide, narrow = out.view(np.int64), out.view(np.int32)
     ends = np.empty(len(cut), np.int64)

@@ -24,24 +24,19 @@ _VECTOR = 4  # bytes before the elements: how many there are
 
 
 class Layout(NamedTuple):
-    """What a pack begins with, and the places in it of 8-byte numbers; all of them multiples of 8.
+    """What a pack begins with, and the places in it of 8-byte numbers.
 
     Attributes:
       start: everything before the buffers' bytes.
-      length: rows of the batch.
-      nodes: of each column, and of what lies in lists and maps, in their order: rows, nulls.
-      buffers: of each node in turn: place after ``start``, bytes.
-      body_length: bytes between ``start`` and ``end``.
-      node_count, buffer_count: how many of each.
+      spots: (4,) places, multiples of 8: of the batch's rows; of the nodes (each column, and what lies in lists and maps, in
+        their order: rows, nulls); of the buffers (those of each node in turn: place after ``start``, bytes); of the bytes
+        between ``start`` and ``end``.
+      buffer_count: how many buffers.
       end: what follows the buffers.
     """
 
     start: npt.NDArray[np.uint8]
-    length: int
-    nodes: int
-    buffers: int
-    body_length: int
-    node_count: int
+    spots: npt.NDArray[np.int64]
     buffer_count: int
     end: npt.NDArray[np.uint8]
 
@@ -58,9 +53,8 @@ def layout() -> Layout:
     header = _field(start, table, _HEADER)
     batch = header + _u32(start, header)
     nodes, buffers = (at + _u32(start, at) for at in (_field(start, batch, i) for i in (_NODES, _BUFFERS)))
-    return Layout(np.frombuffer(start, np.uint8), _field(start, batch, _LENGTH), nodes + _VECTOR, buffers + _VECTOR,
-                  _field(start, table, _BODY_LENGTH), _u32(start, nodes), _u32(start, buffers),
-                  np.frombuffer(STREAM_END, np.uint8))
+    spots = np.array([_field(start, batch, _LENGTH), nodes + _VECTOR, buffers + _VECTOR, _field(start, table, _BODY_LENGTH)])
+    return Layout(np.frombuffer(start, np.uint8), spots, _u32(start, buffers), np.frombuffer(STREAM_END, np.uint8))
 
 
 def _something(kind: pa.DataType) -> object:
