@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.jobs.stream_run import cluster_of, launched
+from beam_pipelines.jobs.stream_flink import cluster_of
+from beam_pipelines.jobs.stream_run import launched
 from beam_pipelines.options import Config, StreamConfig
 from beam_pipelines.services.process import poll
 from benchmarks.stream_feed import PARTITIONS, events_of, packs, parts

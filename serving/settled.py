@@ -4,9 +4,10 @@ A request touches a few thousand small objects all over the heap, each on a page
 knows. In pages of 2 MiB, which Linux 6.1 makes of what is there, a request takes some 4 % less processor time.
 
 A process that works in columns (the collector, the stream's workers) keeps what it frees too. By itself the C library gives
-arrays of some hundred KiB back to the system at once; the next ones then lie on other pages, which the system clears, and on a
-virtual machine often has to ask its host for: a round of 1 ms was seen to take 20 ms, and all the more requests waited for the
-next.
+arrays of some hundred KiB back to the system at once, and those of its threads have heaps that it unmaps when they are empty;
+the next ones then lie on other pages, which the system clears, and on a virtual machine often has to ask its host for. A round
+of the collector of 1 ms was seen to take 20, and all the more requests waited for the next; a third of the stream's processor
+time in a catch-up went there.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import functools
 import gc
 from pathlib import Path
 
-import pyarrow as pa
-
 NEW_OBJECTS = 20_000
 """Between two collections."""
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # arrays up to this size, the most that glibc takes, lie in the heap
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),  # and so much of its end is kept when it is free
+    "MALLOC_ARENA_MAX": "1",  # one heap for all threads: heaps of their own go back to the system all the same
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # Arrow's own allocator gives back what it has not used for 10 ms
+}
+"""Environment of a process that works in columns, for glibc and Arrow: from its start, for they read it only then."""
 _MAPS = Path("/proc/self/maps")
 _HUGE, _MOST = 2 << 20, 256 << 20
 _MADV_COLLAPSE = 25
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
-_KEPT = 64 << 20
-_LARGEST = 32 << 20  # the most that glibc takes
 
 
 def settle() -> None:
@@ -34,17 +37,6 @@ def settle() -> None:
     gc.freeze()  # walking it at every collection costs requests their milliseconds
     gc.set_threshold(NEW_OBJECTS)
     _use_huge_pages()
-
-
-def keep_memory() -> None:
-    """For a process that works in columns: arrays (of up to 32 MiB) lie in what was freed before, up to 64 MiB of it kept."""
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
-        return
-    set_option(_MMAP_THRESHOLD, _LARGEST)
-    set_option(_TRIM_THRESHOLD, _KEPT)
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own allocator gives back what it has not used for 10 ms
 
 
 @functools.cache

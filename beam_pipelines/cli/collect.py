@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from serving.eventlog import LogError
     from serving.logs import LOGGER, log_config
     from serving.server.deal import BACKLOG, Dealer
+    from serving.settled import KEEP_MEMORY
 
     config = Config.from_args(args)
     for name, value, low, high in (("port", args.port, 0, 65535), ("workers", args.workers, 1, 64),
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     folder = tempfile.mkdtemp(prefix="beamrec-collect-")
     settings = CollectorSettings(uri, store, args.partitions, args.linger_ms, args.max_waiting, tuple(args.cors_origin),
                                  str(access.keys), access.anonymous, access.until_keys, args.workers, folder, access.mask)
-    os.environ.update(settings.to_env())
+    os.environ.update({**KEEP_MEMORY, **os.environ, **settings.to_env()})  # for the workers
     logging.config.dictConfig(log_config())
     url = f"http://{args.host}:{listening.getsockname()[1]}"
     logging.getLogger(LOGGER).info("listening", extra={"fields": {"url": url, "log": uri.partition("?")[0]}})

@@ -5,10 +5,12 @@
                                                        on the Flink cluster of 'beamrec services up kafka flink', which runs
                                                        it on after Ctrl-C
   beamrec stream --log URI --until-end                 what the log holds now, then end
-  beamrec stream --status                              watermark, events, copies, late ones, cells written, freshness
+  beamrec stream --status                              watermark, events, copies, late ones, cells written, freshness; on
+                                                       Flink also how often it was started again, and what it failed of
   beamrec stream --print-flags [FLAGS]                 all that decides values, speed and freshness, and end
   beamrec stream --drain                               stop the job on Flink with a savepoint
   beamrec stream --log URI --runner flink --resume     go on from the newest complete checkpoint or savepoint
+  beamrec stream --log URI --runner flink --resume-or-start    whatever there is: follow it, go on from it, or start anew
 
 Events are validated, freed of copies (the same event_id within the allowed lateness) and counted in 5-minute panes of event
 time: counts, sessions, preference and recent items of users; popularity and co-occurrence of items. A second after an entity
@@ -27,26 +29,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, StreamConfig, add_common_flags, runner_of
+from beam_pipelines.stream_status import line, report, told
 from schemas.features import GROUPS
-from schemas.metric_names import (
-    CELLS_WRITTEN,
-    EVENTS_ACCEPTED,
-    EVENTS_DUPLICATE,
-    EVENTS_LATE,
-    EVENTS_READ,
-    FRESHNESS,
-    FRESHNESS_MS,
-    STATE_BYTES,
-)
+from schemas.metric_names import EVENTS_READ
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -79,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flink = parser.add_argument_group("Flink")
     flink.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint or savepoint")
     flink.add_argument("--resume-or-start", action="store_true", help="the same where there is one that this version can read, "
-                       "else start anew: for a supervisor that always gives the same command")
+                       "else start anew, and follow the job where it runs already: for a supervisor that always gives the same "
+                       "command")
     flink.add_argument("--rewrite", action="store_true", help="with --resume: write again all that the checkpoint holds (done "
                        "anyway when the store has nothing of the job)")
     flink.add_argument("--drain", action="store_true", help="stop the running job with a savepoint")
@@ -177,11 +170,10 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
         open_log(config.log).close()
     except LogError as error:
         raise UserError(str(error)) from error
-    services = Path(args.services).absolute() if args.services else None
     began = time.time()
     checkpoints = Path(args.checkpoints) if args.checkpoints else None
     resume: Resume = "if possible" if args.resume_or_start else args.resume
-    with launched(config, resume, services, args.job_endpoint, checkpoints, seconds(args.checkpoint_every)) as job:
+    with launched(config, resume, _services(args), args.job_endpoint, checkpoints, seconds(args.checkpoint_every)) as job:
         if args.detach:
             print_json({"job": config.name, "flink_job": job.flink_job}) if args.json else print(f"{config.name} runs on")
             return 0
@@ -194,7 +186,7 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
                 if status["written_at"] < began * 1e6:
                     return
                 read = status["counters"].get(EVENTS_READ, 0)
-                stage.advance(read - seen, note=_line(status))
+                stage.advance(read - seen, note=line(status))
                 seen = read
 
             try:
@@ -212,10 +204,14 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
 
         collect_parts(Lake.open(config.common.lake, config.common.catalog), config.audit)
     if args.json:
-        print_json(_told(status))
+        print_json(told(status))
     elif status:
-        print(_report(status))
+        print(report(status))
     return 0
+
+
+def _services(args: argparse.Namespace) -> Path | None:
+    return Path(args.services).absolute() if args.services else None
 
 
 def _left(config: StreamConfig, flink_job: str) -> int:
@@ -238,69 +234,21 @@ def _print_flags(args: argparse.Namespace, config: StreamConfig) -> int:
 
 def _status(args: argparse.Namespace, config: StreamConfig) -> int:
     from beam_pipelines.cli.main import print_json
+    from beam_pipelines.jobs.stream_flink import found_on_flink
     from beam_pipelines.jobs.stream_run import status_of
 
     status = status_of(config)
     if status is None:
         raise UserError(f"no job {config.name} has written to {config.common.store}")
-    print_json(_told(status)) if args.json else print(_report(status))
+    on_flink = found_on_flink(config, _services(args))
+    print_json(told(status, on_flink)) if args.json else print(report(status, on_flink))
     return 0
 
 
 def _drain(args: argparse.Namespace, config: StreamConfig) -> int:
     from beam_pipelines.cli.main import print_json
-    from beam_pipelines.jobs.stream_run import drain
+    from beam_pipelines.jobs.stream_flink import drain
 
-    folder = drain(config, Path(args.services).absolute() if args.services else None)
+    folder = drain(config, _services(args))
     print_json({"job": config.name, "savepoint": str(folder)}) if args.json else print(f"stopped; savepoint {folder}")
     return 0
-
-
-def freshness(counters: dict[str, int]) -> dict[str, list[float]]:
-    """Seconds, p50 and p99, from an event's acceptance to each stage that events have reached."""
-    from transforms.beam.stream.freshness import STAGES, quantiles
-
-    found = {stage: quantiles(counters, stage) for stage in STAGES}
-    return {stage: points for stage, points in found.items() if points is not None}
-
-
-def _told(status: dict[str, Any]) -> dict[str, Any]:
-    if not status:
-        return status
-    found = {stage: [s if s < math.inf else None for s in points] for stage, points in freshness(status["counters"]).items()}
-    return {**status, "freshness_s": {stage: dict(zip(("p50", "p99"), points, strict=True)) for stage, points in found.items()}}
-
-
-def _time(micros: int | None) -> str:
-    from transforms.ingest import END_OF_TIME
-
-    if micros is None:
-        return "unknown"
-    return "the end" if micros >= END_OF_TIME else f"{datetime.fromtimestamp(micros / 1e6, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _line(status: dict[str, Any]) -> str:
-    return f"event time {_time(status['watermark'])}, {status['counters'].get(CELLS_WRITTEN, 0)} cells"
-
-
-def _report(status: dict[str, Any]) -> str:
-    from transforms.beam.stream.freshness import BOUNDS_S
-
-    counters = dict(status["counters"])
-    age = time.time() - status["written_at"] / 1e6
-    lines = [f"event time    {_time(status['watermark'])}",
-             f"written       {age:.0f} s ago" + (", the job has ended" if status["ended"] else ""),
-             f"run           {status['run']}"]
-    if offsets := status.get("offsets"):
-        lags = {partition: lag for partition, (_, lag) in sorted(offsets.items(), key=lambda each: int(each[0])) if lag}
-        where = ", ".join(f"partition {partition}: {lag:,}" for partition, lag in lags.items())
-        lines.append(f"lag           {sum(lags.values()):,} records wait" + (f" ({where})" if where else ""))
-    if sizes := status.get(STATE_BYTES):
-        lines.append("state         " + ", ".join(f"{size / 1e6:,.1f} MB of {name}s" for name, size in sorted(sizes.items())))
-    for stage, points in freshness(counters).items():
-        half, most = (f"{s:.1f} s" if s < math.inf else f"over {BOUNDS_S[-1]:.0f} s" for s in points)
-        lines.append(f"{stage:<13} {half} after an event was accepted (p50), {most} (p99)")
-    first = (EVENTS_READ, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, CELLS_WRITTEN)
-    names = [*first, *sorted(n for n in counters if n not in first and n.partition("/")[0] not in (FRESHNESS, FRESHNESS_MS))]
-    lines += [f"{name:<40} {counters[name]:>14,}" for name in names if name in counters]
-    return "\n".join(lines)

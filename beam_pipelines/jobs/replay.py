@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.jobs.stream_run import Record, cluster_of, launched, running_on, status_of
+from beam_pipelines.jobs.stream_flink import Record, cluster_of, running_on
+from beam_pipelines.jobs.stream_run import launched, status_of
 from beam_pipelines.options import Config, StreamConfig, runner_of
 from schemas.features import GROUPS
 from schemas.workspace import Workspace, write_atomically

@@ -1,7 +1,8 @@
 """Metrics of a running stream in Prometheus' text format, served by the process that submitted it.
 
-All of it comes from the job's status row, whatever the runner: counters, which the state makes exact, offsets, watermark, size
-of the state. How much of the log waits is also looked for in the log: a job that hangs does not tell.
+Nearly all of it comes from the job's status row, whatever the runner: counters, which the state makes exact, offsets,
+watermark, size of the state. How often a job was started again is Flink's to tell. How much of the log waits is also looked for
+in the log: a job that hangs does not tell.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from schemas.metric_names import (
     FLUSHES,
     FRESHNESS,
     FRESHNESS_MS,
+    JOB_RESTARTS,
     NAMESPACE,
     SEGMENTS,
     STATE_BYTES,
@@ -49,13 +51,15 @@ _ALWAYS = (EVENTS_READ, EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, CELLS_WR
 """Counters that are told from the start: a rate needs the 0 before the first."""
 
 
-def exposition(status: dict[str, Any] | None, now: float, ends: Mapping[int, int] | None = None) -> str:
+def exposition(status: dict[str, Any] | None, now: float, ends: Mapping[int, int] | None = None,
+               restarts: int | None = None) -> str:
     """The text of a scrape.
 
     Args:
       status: the job's status row.
       now: seconds since 1970.
       ends: by partition, where the log ends now; what is not known is as the row tells.
+      restarts: how often the runner has started the job again; None where nobody knows.
     """
     families: dict[str, list[tuple[str, float]]] = {}
 
@@ -63,6 +67,8 @@ def exposition(status: dict[str, Any] | None, now: float, ends: Mapping[int, int
         inside = ",".join(f'{k}="{_escaped(v)}"' for k, v in labels.items())
         families.setdefault(f"{NAMESPACE}_{name}", []).append((f"{{{inside}}}" if inside else "", value))
 
+    if restarts is not None:
+        put(f"{JOB_RESTARTS}_total", restarts)
     if status is not None:
         put(STREAM_STATUS_AGE, now - status["written_at"] / 1e6)
         put(STREAM_UP, 0.0 if status["ended"] else 1.0)
@@ -148,7 +154,8 @@ def serving_metrics(port: int | None, job: Running, host: str = "127.0.0.1") -> 
                 self.send_error(404)
                 return
             known = {} if job.config.until_end else ends.known()  # one with an end tells what waits until then
-            body = exposition(job.status(), time.time(), known).encode()
+            on_flink = job.on_flink()
+            body = exposition(job.status(), time.time(), known, on_flink.restarts if on_flink is not None else None).encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))

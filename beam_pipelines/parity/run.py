@@ -197,7 +197,7 @@ def _may_kill(cluster: Any, folder: Path, events: int, checkpoints: dict[tuple[s
         if job is None or not cluster.rest.running_tasks(job):
             return False
         done = cluster.rest.checkpoints(job)
-        seen = checkpoints.setdefault((job, cluster.rest.restarts(job)), done)
+        seen = checkpoints.setdefault((job, cluster.rest.restored(job)), done)
         store = open_store(f"sqlite:{folder / 'store.db'}", create=False)
     except (OSError, RuntimeError, UserError):
         return False

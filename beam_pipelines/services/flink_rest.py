@@ -15,6 +15,25 @@ from beam_pipelines.errors import UserError
 from beam_pipelines.services.process import poll
 
 ENDED = frozenset({"CANCELED", "FAILED", "FINISHED"})
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed: when (seconds since 1970), and in one line the error that began it."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class OnFlink:
+    """How Flink says that a job is: its id, its state, how often it was started again, and what it failed of last."""
+
+    job: str
+    state: str
+    restarts: int
+    last_failure: Failure | None
 
 
 @dataclass(frozen=True)
@@ -55,13 +74,30 @@ class Rest:
         """CREATED, RUNNING, RESTARTING, FAILING, FAILED, CANCELLING, CANCELED, FINISHED and the like."""
         return str(self.call(f"/jobs/{job}")["state"])
 
-    def restarts(self, job: str) -> int:
-        """How often a job was restored since it was submitted."""
+    def restored(self, job: str) -> int:
+        """How often a job's state was restored since it was submitted."""
         return int(self.call(f"/jobs/{job}/checkpoints")["counts"]["restored"])
+
+    def restarts(self, job: str) -> int:
+        """How often a job was started again after a failure, with state or without."""
+        found = self.call(f"/jobs/{job}/metrics?get=numRestarts")
+        return int(found[0]["value"]) if found else 0
+
+    def last_failure(self, job: str) -> Failure | None:
+        """What a job failed of last; None when it never did."""
+        history = self.call(f"/jobs/{job}/exceptions")["exceptionHistory"]["entries"]
+        if not history:
+            return None
+        newest = max(history, key=lambda entry: entry["timestamp"])
+        return Failure(newest["timestamp"] / 1000, reason_of(newest["stacktrace"]))
 
     def checkpoints(self, job: str) -> int:
         """How many checkpoints of a job are complete."""
         return int(self.call(f"/jobs/{job}/checkpoints")["counts"]["completed"])
+
+    def on_flink(self, job: str) -> OnFlink:
+        """How a job is."""
+        return OnFlink(job, self.state(job), self.restarts(job), self.last_failure(job))
 
     def running_tasks(self, job: str) -> bool:
         """Whether every task of a job runs; a job says RUNNING long before its tasks do."""
@@ -110,6 +146,18 @@ def newest_checkpoint(folder: Path, job: str | None = None) -> Path | None:
     found = [path.parent for path in (folder / job if job else folder).rglob("_metadata")
              if re.fullmatch(r"chk-\d+|savepoint-.+", path.parent.name)]
     return max(found, key=lambda path: ((path / "_metadata").stat().st_mtime_ns, path.name), default=None)
+
+
+def reason_of(stacktrace: str) -> str:
+    """The line of a Java stack trace that tells the most: the Python error where a worker raised one, else the last cause."""
+    _, python, inside = stacktrace.partition(_TRACEBACK)
+    if python:
+        of_python = re.split(r"\n\s*at |\nCaused by:", inside)[0]
+        lines = [line for line in of_python.splitlines() if line and not line[0].isspace()]
+    else:
+        lines = [line.removeprefix("Caused by: ") for line in stacktrace.splitlines() if line and not line[0].isspace()]
+    errors = [line for line in lines if re.match(r"[A-Za-z_][\w.]*: ", line)] or lines
+    return errors[-1][:300] if errors else "no reason given"
 
 
 def _reason(body: bytes) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from apache_beam.runners.worker.sdk_worker import GlobalCachingStateHandler, Grp
 from apache_beam.runners.worker.statecache import StateCache, WeightedValue
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
 
-from serving.settled import keep_memory
+from serving.settled import KEEP_MEMORY
 
 REMEMBERED = ("marker", "probe")
 """Names of small states of one value each, kept in memory once they were read; no other is."""
@@ -109,7 +110,6 @@ class Worker(SdkHarness):  # type: ignore[misc]
     def __init__(self, control: str, worker_id: str) -> None:
         statesampler.StateSampler = Unsampled
         sys.setswitchinterval(_TURN_S)
-        keep_memory()
         super().__init__(control, worker_id=worker_id, data_buffer_time_limit_ms=-1)
         self._state_cache = _Cache(_CACHE_BYTES)
         self._state_handler_factory = _States(self._state_cache, worker_id=worker_id)
@@ -124,7 +124,8 @@ class Pool(BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
         worker, control = start_worker_request.worker_id, start_worker_request.control_endpoint.url
         try:
             self._worker_processes[worker] = subprocess.Popen(
-                [sys.executable, "-m", "beam_pipelines.services.workers", "--worker", worker, "--control", control])
+                [sys.executable, "-m", "beam_pipelines.services.workers", "--worker", worker, "--control", control],
+                env={**KEEP_MEMORY, **os.environ})
         except OSError:
             return beam_fn_api_pb2.StartWorkerResponse(error=traceback.format_exc())
         return beam_fn_api_pb2.StartWorkerResponse()

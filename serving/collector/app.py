@@ -30,7 +30,7 @@ from serving.collector.wire import MAX_BODY_BYTES
 from serving.eventlog import EventLog, LogError, Producer
 from serving.logs import LOGGER, Mask
 from serving.settings import Settings
-from serving.settled import keep_memory, settle
+from serving.settled import settle
 
 _log = logging.getLogger(LOGGER)
 _JSON, _TEXT, _SCRIPT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8", b"text/javascript; charset=utf-8"
@@ -120,7 +120,6 @@ class CollectorApp:
         self._client = resources.files("serving.clients").joinpath("client.js").read_bytes()
 
     def _start(self) -> None:
-        keep_memory()
         self._collector.open()
         self._guard.start()
         self._collector.router.quick = False

@@ -14,6 +14,8 @@ from beam_pipelines.errors import UserError
 from beam_pipelines.jobs.stream_metrics import Ends, exposition
 from beam_pipelines.jobs.stream_run import flags_of
 from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.services.flink_rest import Failure, OnFlink, reason_of
+from beam_pipelines.stream_status import report, told
 from schemas.keys import STATUS, status_key
 from schemas.metric_names import EVENTS_ACCEPTED, EVENTS_READ, FRESHNESS, FRESHNESS_MS, by_segment, rejected
 from serving.eventlog import open_log
@@ -80,6 +82,7 @@ def test_metrics_are_prometheus_text() -> None:
     assert "beamrec_status_age_seconds 2\n" in text and "beamrec_watermark_delay_seconds 3\n" in text
     assert "beamrec_events_late_total 0\n" in text
     assert exposition(None, 0.0) == "\n"
+    assert "beamrec_job_restarts_total 2\n" in exposition(None, 0.0, restarts=2)
 
 
 def test_lag_is_what_the_log_holds_beyond_what_was_read_even_of_a_job_that_hangs(tmp_path: Path) -> None:
@@ -121,3 +124,46 @@ def test_the_flags_that_decide_are_printed_and_are_the_defaults(capsys: pytest.C
     printed = json.loads(capsys.readouterr().out)
     assert printed == flags_of(StreamConfig(Config.of(tmp_path, runner="flink"), ""))
     assert printed["bundle_ms"] == 200 and printed["flush_s"] == 0.8
+
+
+PYTHON_FAILED = """java.lang.RuntimeException: Error received from SDK harness: Traceback (most recent call last):
+  File "worker.py", line 5, in process
+    raise StoreError("the disk is full")
+serving.stores.base.StoreError: the disk is full
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "worker.py", line 9, in process
+    raise WriteError("no cell was written")
+beam_pipelines.WriteError: no cell was written [while running 'Users cells/Write']
+
+\tat org.apache.beam.runners.fnexecution.control.FnApiControlClient$ResponseStreamObserver.onNext(FnApiControlClient.java:180)
+Caused by: java.lang.RuntimeException: Error received from SDK harness
+\t... 6 more
+"""
+JAVA_FAILED = """java.lang.RuntimeException: Exception occurred while setting the current key context.
+\tat org.apache.flink.streaming.api.operators.StreamOperatorStateHandler.setCurrentKey(StreamOperatorStateHandler.java:373)
+Caused by: java.util.concurrent.TimeoutException: Heartbeat of TaskManager timed out.
+\tat org.apache.flink.runtime.jobmaster.JobMaster.lambda(JobMaster.java:1)
+"""
+
+
+@pytest.mark.parametrize(("stacktrace", "reason"), [
+    (PYTHON_FAILED, "beam_pipelines.WriteError: no cell was written [while running 'Users cells/Write']"),
+    (JAVA_FAILED, "java.util.concurrent.TimeoutException: Heartbeat of TaskManager timed out."),
+    ("java.lang.OutOfMemoryError\n\tat somewhere", "java.lang.OutOfMemoryError"),
+    ("x" * 1_000, "x" * 300), ("", "no reason given"),
+])
+def test_why_a_job_failed_is_one_line_of_its_stack_trace(stacktrace: str, reason: str) -> None:
+    assert reason_of(stacktrace) == reason
+
+
+def test_status_tells_what_flink_knows() -> None:
+    row = {"written_at": 5_000_000, "watermark": None, "ended": False, "run": "r", "counters": {}}
+    on_flink = OnFlink("ab12", "RUNNING", 2, Failure(1_770_000_000.0, "StoreError: gone"))
+    lines = report(row, on_flink).splitlines()
+    assert "Flink         job ab12 is RUNNING, started again 2 times" in lines
+    assert "last failure  2026-02-02 02:40:00: StoreError: gone" in lines
+    assert told(row, on_flink)["flink"]["last_failure"] == {"at": 1_770_000_000.0, "reason": "StoreError: gone"}
+    assert "flink" not in told(row)

@@ -21,8 +21,9 @@ from beam_pipelines.errors import UserError
 from beam_pipelines.io import source
 from beam_pipelines.io.stream_audit import read_parts
 from beam_pipelines.jobs import stream
+from beam_pipelines.jobs.stream_flink import Record, Shape, resumable
 from beam_pipelines.jobs.stream_metrics import exposition, serving_metrics
-from beam_pipelines.jobs.stream_run import Record, Shape, launched, resumable, status_of
+from beam_pipelines.jobs.stream_run import launched, status_of
 from beam_pipelines.options import StreamConfig
 from beam_pipelines.services import prism
 from schemas.keys import row_key, suppressed_group
@@ -77,7 +78,7 @@ def test_a_bounded_run_counts_everything_and_ends(bounded: tuple[str, StreamConf
 def test_the_dashboard_and_the_alerts_name_what_a_run_tells(bounded: tuple[str, StreamConfig, int]) -> None:
     status = status_of(bounded[1])
     assert status is not None
-    text = exposition({**status, "watermark": NOON, "ended": False}, time.time())
+    text = exposition({**status, "watermark": NOON, "ended": False}, time.time(), restarts=0)
     told = set(re.findall(r"^(beamrec_\w+)", text, re.M))
     used = {name for path in ("deploy/grafana/beamrec.json", "docs/deploy.md", "docs/stream.md")
             for name in re.findall(r"\bbeamrec_(?!serve_|collector_)\w+", (ROOT / path).read_text())}

@@ -82,14 +82,14 @@ def test_a_killed_part_loses_and_doubles_nothing(flink_cluster, tmp_path):
     assert poll(lambda: len(counts()) > 20, 60, 0.2)
     checkpointed(2)
 
-    restored = cluster.rest.restarts(job)
+    restored = cluster.rest.restored(job)
     cluster.kill_worker()
-    assert poll(lambda: cluster.rest.restarts(job) > restored and cluster.rest.running_tasks(job), 60, 0.2)
+    assert poll(lambda: cluster.rest.restored(job) > restored and cluster.rest.running_tasks(job), 60, 0.2)
     checkpointed(1)
-    restored = cluster.rest.restarts(job)
+    restored = cluster.rest.restored(job)
     cluster.kill_taskmanager()
     cluster.start_taskmanager()
-    assert poll(lambda: cluster.rest.restarts(job) > restored and cluster.rest.running_tasks(job), 60, 0.2)
+    assert poll(lambda: cluster.rest.restored(job) > restored and cluster.rest.running_tasks(job), 60, 0.2)
     checkpointed(1)
     assert newest_checkpoint(cluster.checkpoint_dir, job) is not None
     saved = cluster.rest.savepoint(job, tmp_path / "savepoint")

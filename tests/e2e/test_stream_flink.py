@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,11 +19,13 @@ import pytest
 from e2e.servers import need
 
 from beam_pipelines.cli.main import main
+from beam_pipelines.errors import UserError
 from beam_pipelines.jobs.replay import STREAM_GROUPS, perform, plan, store_uri
-from beam_pipelines.jobs.stream_run import Record, cluster_of, launched, resumable
+from beam_pipelines.jobs.stream_flink import Record, cluster_of, resumable
+from beam_pipelines.jobs.stream_run import launched
 from beam_pipelines.options import Config, StreamConfig
 from beam_pipelines.services import flink
-from beam_pipelines.services.flink_rest import ENDED, newest_checkpoint
+from beam_pipelines.services.flink_rest import ENDED, OnFlink, newest_checkpoint
 from beam_pipelines.services.ports import free_port
 from beam_pipelines.services.process import poll
 from schemas.arrow import arrow_schema
@@ -63,6 +66,21 @@ def jobs_of(root: Path, name: str) -> list[str]:
     return known.jobs if known is not None else []
 
 
+def followed_where_it_runs(uri: str, root: Path, services: Path, job: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As a supervisor does whose command died: the same flags find the job, others are refused; a failure is told."""
+    config, cluster = StreamConfig(Config.of(root, runner="flink", quiet=True), uri), cluster_of(services)
+    with (pytest.raises(UserError, match=r"with other flags \(flush_s 0.8, asked 3.0\): --drain"),
+          launched(replace(config, flush_s=3.0), "if possible", services, checkpoint_s=600.0)):
+        pass
+    with launched(config, "if possible", services, checkpoint_s=600.0) as followed:
+        assert followed.flink_job == job and not followed.ended and followed.on_flink() == OnFlink(job, "RUNNING", 0, None)
+        assert (status := followed.status()) is not None and status["run"] == followed.run
+        caplog.clear()
+        cluster.kill_worker()
+        assert poll(lambda: "failed, Flink starts it again" in (followed.wait(seconds=6.0) and caplog.text), 90), caplog.text
+        assert poll(lambda: cluster.rest.running_tasks(job) and cluster.rest.restarts(job) == 1, 60), followed.on_flink()
+
+
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a cluster."""
@@ -101,7 +119,8 @@ def test_a_replay_killed_dropped_and_run_again(services: Path, tmp_path: Path, c
 
 
 def test_a_stream_watched_interrupted_drained_and_resumed(services: Path, tmp_path: Path,
-                                                          capsys: pytest.CaptureFixture[str]) -> None:
+                                                          capsys: pytest.CaptureFixture[str],
+                                                          caplog: pytest.LogCaptureFixture) -> None:
     uri, root, cluster = f"dir:{tmp_path}/log", tmp_path / "w", cluster_of(services)
     fill(uri)
     port, where = free_port(), ["--workspace", str(root), "--services", str(services)]
@@ -133,6 +152,10 @@ def test_a_stream_watched_interrupted_drained_and_resumed(services: Path, tmp_pa
     assert chosen and all("ExponentialDelayRestartBackoffTimeStrategy" in line for line in chosen), chosen
     assert main(words) == 2
     assert f"stream already runs as Flink job {job}" in capsys.readouterr().err
+    followed_where_it_runs(uri, root, services, job, caplog)
+    assert main(["stream", "--status", *where]) == 0
+    status = capsys.readouterr().out
+    assert f"job {job} is RUNNING, started again" in status and "last failure" in status
     assert main(["stream", "--drain", *where]) == 0
     assert "savepoint" in capsys.readouterr().out and cluster.rest.state(job) == "FINISHED"
     assert newest_checkpoint(cluster.checkpoint_dir, job) is None

@@ -82,21 +82,21 @@ def resident(cluster):
 @pytest.mark.slow
 def test_a_store_that_is_away_for_a_minute(live):
     cluster, job, sender, folder = live
-    restarts, before = cluster.rest.restarts(job.flink_job), accepted(job)
+    restarts, before = cluster.rest.restored(job.flink_job), accepted(job)
     folder.rename(folder.with_name("away"))
     time.sleep(60)
     assert cluster.rest.state(job.flink_job) == "RUNNING" and not folder.exists()
     folder.with_name("away").rename(folder)
     assert poll(lambda: accepted(job) > before + 50 * RATE, 120, 0.5), (accepted(job), before)
     check_nothing_is_lost(job, sender, folder)
-    assert cluster.rest.restarts(job.flink_job) == restarts  # no crash loop: not one
+    assert cluster.rest.restored(job.flink_job) == restarts  # no crash loop: not one
     assert 3 < counters(job)[CELLS_RETRIED] < 200  # pauses grow, and one writer tries for all
 
 
 @pytest.mark.slow
 def test_a_slow_store_holds_the_log_back_and_memory_stays(live):
     cluster, job, sender, folder = live
-    restarts, start = cluster.rest.restarts(job.flink_job), resident(cluster)
+    restarts, start = cluster.rest.restored(job.flink_job), resident(cluster)
     over = threading.Event()
 
     def hog():
@@ -127,7 +127,7 @@ def test_a_slow_store_holds_the_log_back_and_memory_stays(live):
     assert max(sizes) < start + 150, (start, sizes)  # ...and the workers do not gather it
     assert poll(lambda: sender.sent - accepted(job) < 4 * RATE, 120, 0.5), "does not catch up"
     check_nothing_is_lost(job, sender, folder)
-    assert cluster.rest.restarts(job.flink_job) == restarts
+    assert cluster.rest.restored(job.flink_job) == restarts
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """What a server keeps: out of the garbage collector, in huge pages where the kernel makes them, and what it frees."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from serving.settled import heaps
+from serving.settled import KEEP_MEMORY, heaps
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -52,8 +53,6 @@ def test_arrays_that_come_and_go_are_not_asked_of_the_system_each_time():
 import resource
 import numpy as np
 import pyarrow as pa
-from serving.settled import keep_memory
-keep_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(100):
@@ -65,7 +64,8 @@ def faults():
 faults()
 print(faults())
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT,
+                           env={**os.environ, **KEEP_MEMORY})
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("the C library has no mallopt: glibc does")
     assert int(found.stdout) < 5_000, "of 819,200 if each page came anew"
