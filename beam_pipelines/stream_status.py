@@ -32,12 +32,13 @@ def freshness(counters: dict[str, int]) -> dict[str, list[float]]:
 
 
 def told(status: dict[str, Any], on_flink: OnFlink | None = None) -> dict[str, Any]:
-    """A status row for printing as JSON: with ``freshness_s`` by stage, and ``flink`` where the job is known there."""
+    """A status row ({} before the first) for printing as JSON, with ``freshness_s`` by stage, and ``flink`` where known."""
+    flink = {} if on_flink is None else {"flink": asdict(on_flink)}
     if not status:
-        return status
+        return flink
     found = {stage: [s if s < math.inf else None for s in points] for stage, points in freshness(status["counters"]).items()}
     by_stage = {stage: dict(zip(("p50", "p99"), points, strict=True)) for stage, points in found.items()}
-    return {**status, "freshness_s": by_stage} | ({} if on_flink is None else {"flink": asdict(on_flink)})
+    return {**status, "freshness_s": by_stage, **flink}
 
 
 def _time(micros: int | None) -> str:
@@ -54,19 +55,17 @@ def line(status: dict[str, Any]) -> str:
 
 
 def report(status: dict[str, Any], on_flink: OnFlink | None = None) -> str:
-    """A status row for people, a fact a line."""
+    """A status row ({} before the first) for people, a fact a line."""
+    of_flink = [] if on_flink is None else _flink_lines(on_flink)
+    if not status:
+        return "\n".join([*of_flink, "written       nothing yet"])
     from transforms.beam.stream.freshness import BOUNDS_S
 
     counters = dict(status["counters"])
     age = time.time() - status["written_at"] / 1e6
     lines = [f"event time    {_time(status['watermark'])}",
              f"written       {age:.0f} s ago" + (", the job has ended" if status["ended"] else ""),
-             f"run           {status['run']}"]
-    if on_flink is not None:
-        again = f", started again {on_flink.restarts:,} times" if on_flink.restarts else ""
-        lines.append(f"Flink         job {on_flink.job} is {on_flink.state}{again}")
-        if (failure := on_flink.last_failure) is not None:
-            lines.append(f"last failure  {_time(round(failure.at * 1e6))}: {failure.reason}")
+             f"run           {status['run']}", *of_flink]
     if offsets := status.get("offsets"):
         lags = {partition: lag for partition, (_, lag) in sorted(offsets.items(), key=lambda each: int(each[0])) if lag}
         where = ", ".join(f"partition {partition}: {lag:,}" for partition, lag in lags.items())
@@ -80,3 +79,11 @@ def report(status: dict[str, Any], on_flink: OnFlink | None = None) -> str:
     names = [*first, *sorted(n for n in counters if n not in first and n.partition("/")[0] not in (FRESHNESS, FRESHNESS_MS))]
     lines += [f"{name:<40} {counters[name]:>14,}" for name in names if name in counters]
     return "\n".join(lines)
+
+
+def _flink_lines(on_flink: OnFlink) -> list[str]:
+    times = "once" if on_flink.restarts == 1 else f"{on_flink.restarts:,} times"
+    again = f", started again {times}" if on_flink.restarts else ""
+    failure = on_flink.last_failure
+    return [f"Flink         job {on_flink.job} is {on_flink.state}{again}",
+            *([f"last failure  {_time(round(failure.at * 1e6))}: {failure.reason}"] if failure is not None else [])]

@@ -237,10 +237,9 @@ def _status(args: argparse.Namespace, config: StreamConfig) -> int:
     from beam_pipelines.jobs.stream_flink import found_on_flink
     from beam_pipelines.jobs.stream_run import status_of
 
-    status = status_of(config)
-    if status is None:
+    status, on_flink = status_of(config) or {}, found_on_flink(config, _services(args))
+    if not status and on_flink is None:
         raise UserError(f"no job {config.name} has written to {config.common.store}")
-    on_flink = found_on_flink(config, _services(args))
     print_json(told(status, on_flink)) if args.json else print(report(status, on_flink))
     return 0
 

@@ -167,3 +167,6 @@ def test_status_tells_what_flink_knows() -> None:
     assert "last failure  2026-02-02 02:40:00: StoreError: gone" in lines
     assert told(row, on_flink)["flink"]["last_failure"] == {"at": 1_770_000_000.0, "reason": "StoreError: gone"}
     assert "flink" not in told(row)
+    failing = OnFlink("ab12", "RESTARTING", 1, None)
+    assert report({}, failing) == "Flink         job ab12 is RESTARTING, started again once\nwritten       nothing yet"
+    assert told({}, failing) == {"flink": {"job": "ab12", "state": "RESTARTING", "restarts": 1, "last_failure": None}}
