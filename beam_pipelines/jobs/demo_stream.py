@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -102,8 +103,11 @@ def run(config: Config, rate: float, say: Callable[[str], None], on_step: Callab
     """
     began = time.monotonic()
     config = _workspace_for(config, say)
-    prism.ensure(say)
-    history = _history(config, say)
+    with ThreadPoolExecutor(1) as pool:  # Go builds Prism while the history is made
+        built = None if prism.is_here() else pool.submit(prism.build, say)
+        history = _history(config, say)
+        if built is not None:
+            built.result()
     root = config.workspace.root
     demo = StreamDemo(str(root), history, f"visitor-{int(time.time()):x}")
     with _running(config, say) as (url, started), _opened(config) as (store, lists):

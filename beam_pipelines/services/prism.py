@@ -42,22 +42,33 @@ def binary() -> Path:
                         f"(needs {HOW['go']})") from error
 
 
-def ensure(news: Callable[[str], None]) -> Path:
-    """As ``binary``; where it is not to be had, it is built once, if Go is here. ``news`` hears before that begins.
+def is_here() -> bool:
+    """Whether ``binary`` finds it; where not, it can be built.
 
     Raises:
       UserError: neither download nor Go.
     """
     try:
-        return binary()
+        binary()
     except UserError:
         if shutil.which("go") is None or not RECIPES.is_dir():
             raise
+        return False
+    return True
+
+
+def ensure(news: Callable[[str], None]) -> None:
+    """Builds it where it is not here; for ``news`` see ``build``. Raises UserError: neither download nor Go."""
+    if not is_here():
+        build(news)
+
+
+def build(news: Callable[[str], None]) -> None:
+    """Builds it with Go, for all later runs; ``news`` hears before that begins. Raises UserError when that fails."""
     news("Prism is built with Go, once: about a minute")
     outcome = install(["prism"], lambda _: None)[0]
     if outcome.state == "failed":
         raise UserError(f"no Prism: building it failed: {outcome.reason}")
-    return program("prism")
 
 
 @dataclass
