@@ -62,6 +62,7 @@ class Dealer:
         self._many = workers
         self._missing: list[float] = []  # when to start each worker that is not there
         self._pause = PAUSE_S
+        self._looked = time.monotonic()
         self._ever_ready = self._ending = self._accepting = self._failed = False
 
     def run(self) -> int:
@@ -79,10 +80,7 @@ class Dealer:
             for _ in range(self._many):
                 self._start()
             while not self._ending:
-                began = time.monotonic()
                 found = self._selector.select(self._wait())
-                if time.monotonic() - began > self._hangs_s / 2:  # all of us were stopped: a worker could say nothing either
-                    self._hear_anew()
                 for key, _ in found:
                     if key.fileobj is self._listening:
                         self._accept()
@@ -177,15 +175,14 @@ class Dealer:
             worker.dealt += 1
             return
 
-    def _hear_anew(self) -> None:
-        """Every worker has its time again."""
-        for worker in self._workers:
-            worker.heard = time.monotonic()
-
     def _end_hanging(self) -> None:
         """Aborts a worker whose loop stands still, so that it tells where on stderr; kills one that does not heed that."""
-        now = time.monotonic()
-        for worker in [w for w in self._workers if w.heard and now - w.heard > self._hangs_s]:
+        now, looked = time.monotonic(), self._looked
+        self._looked, heard = now, [w for w in self._workers if w.heard]
+        if now - looked > self._hangs_s / 2:  # all of us were stopped, wherever this one was: no worker could say anything
+            for worker in heard:
+                worker.heard = now
+        for worker in [w for w in heard if now - w.heard > self._hangs_s]:
             if not worker.aborted:
                 _log.error("worker hangs", extra={"fields": {"pid": worker.process.pid, "seconds": round(now - worker.heard)}})
                 worker.process.send_signal(signal.SIGABRT)
