@@ -7,7 +7,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from beam_pipelines.errors import UserError
 from beam_pipelines.services.process import poll
 
 ENDED = frozenset({"CANCELED", "FAILED", "FINISHED"})
+_QUICK_S = 3.0
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -38,16 +39,18 @@ class OnFlink:
 
 @dataclass(frozen=True)
 class Rest:
-    """Flink's REST interface at ``url``, such as http://127.0.0.1:8081. Every method raises UserError when it is away."""
+    """Flink's REST interface at ``url``, such as http://127.0.0.1:8081, which has so many seconds to answer each time. Every
+    method raises UserError when it is away."""
 
     url: str
+    seconds: float = 10.0
 
-    def call(self, path: str, method: str = "GET", body: object = None, seconds: float = 10.0) -> Any:
+    def call(self, path: str, method: str = "GET", body: object = None) -> Any:
         """The JSON answer to a request."""
         request = urllib.request.Request(self.url + path, method=method, headers={"Content-Type": "application/json"},
                                          data=None if body is None else json.dumps(body).encode())
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as response:
+            with urllib.request.urlopen(request, timeout=self.seconds) as response:
                 return json.loads(response.read() or b"{}")
         except urllib.error.HTTPError as error:
             raise UserError(f"Flink refuses {method} {path}: {_reason(error.read())}") from error
@@ -56,7 +59,7 @@ class Rest:
 
     def slots(self) -> tuple[int, int]:
         """(TaskManagers, slots of them all)."""
-        overview = self.call("/overview", seconds=3)
+        overview = replace(self, seconds=_QUICK_S).call("/overview")
         return overview["taskmanagers"], overview["slots-total"]
 
     def jobs(self) -> dict[str, str]:
@@ -96,8 +99,9 @@ class Rest:
         return int(self.call(f"/jobs/{job}/checkpoints")["counts"]["completed"])
 
     def on_flink(self, job: str) -> OnFlink:
-        """How a job is."""
-        return OnFlink(job, self.state(job), self.restarts(job), self.last_failure(job))
+        """How a job is; who asks for it waits for something else, so Flink has little time to answer."""
+        quick = replace(self, seconds=_QUICK_S)
+        return OnFlink(job, quick.state(job), quick.restarts(job), quick.last_failure(job))
 
     def running_tasks(self, job: str) -> bool:
         """Whether every task of a job runs; a job says RUNNING long before its tasks do."""
