@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import time
@@ -95,12 +94,7 @@ def found_on_flink(config: StreamConfig, services: Path | None = None) -> OnFlin
     space = config.common.workspace
     cluster = flink.Cluster.found((services or space.root / "services") / "flink")
     known = Record.read(space, config.name)
-    if cluster is None or known is None or not known.jobs:
-        return None
-    try:
-        return cluster.rest.on_flink(known.jobs[-1])
-    except UserError:
-        return None
+    return cluster.rest.on_flink(known.jobs[-1]) if cluster is not None and known is not None and known.jobs else None
 
 
 def running_on(cluster: flink.Cluster, name: str) -> str | None:
@@ -109,10 +103,10 @@ def running_on(cluster: flink.Cluster, name: str) -> str | None:
     return None if job is None or cluster.rest.state(job) in ENDED else str(job)
 
 
-def start(config: StreamConfig, name: str, resume: Resume, services: Path, job_endpoint: str | None, checkpoints: Path | None,
+def start(config: StreamConfig, resume: Resume, services: Path, job_endpoint: str | None, checkpoints: Path | None,
           checkpoint_s: float) -> Running:
     """Submits the job, or finds it where it runs; for the arguments and what is raised see ``stream_run.launched``."""
-    space = config.common.workspace
+    space, name = config.common.workspace, job_name(config.name)
     cluster = cluster_of(services)
     shape, known = asdict(Shape.of(config)), Record.read(space, config.name)
     flags = {**flags_of(config, checkpoint_s), "store": config.common.store}
@@ -149,7 +143,7 @@ def start(config: StreamConfig, name: str, resume: Resume, services: Path, job_e
         raise
     record.jobs += [job] if job else []
     record.write(space, config.name)
-    return _followed(running, cluster.rest, job)
+    return replace(running, flink_job=job, rest=cluster.rest)
 
 
 @dataclass(frozen=True)
@@ -181,14 +175,8 @@ def _living(config: StreamConfig, cluster: flink.Cluster, job: str, known: Recor
     if job not in known.jobs:  # who submitted it was killed before it knew
         known.jobs.append(job)
         known.write(config.common.workspace, config.name)
-    return _followed(Running(config, _Result(cluster.rest, job), known.run), cluster.rest, job)
-
-
-def _followed(running: Running, rest: Rest, job: str | None) -> Running:
-    if job is not None:
-        running.flink_job, running.rest = job, rest
-        running.cancel = functools.partial(rest.cancel, job) if running.config.until_end else None
-    return running
+    failed = cluster.rest.last_failure(job)
+    return Running(config, _Result(cluster.rest, job), known.run, job, cluster.rest, failed.at if failed is not None else 0.0)
 
 
 def resumable(config: StreamConfig, known: Record | None, resume: Resume, folder: Path) -> Path | None:

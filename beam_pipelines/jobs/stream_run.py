@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -55,7 +56,7 @@ class Running:
       run: the ``run`` of its status rows.
       flink_job: Flink's id of it; None on another runner.
       rest: what to ask of that job; None on another runner.
-      cancel: ends a job that has an end; None where there is nothing to be done.
+      told: when the failure was that was told of last, by Flink's clock; those before are not told.
     """
 
     config: StreamConfig
@@ -63,7 +64,7 @@ class Running:
     run: str
     flink_job: str | None = None
     rest: Rest | None = None
-    cancel: Callable[[], None] | None = None
+    told: float = 0.0
 
     @property
     def ended(self) -> bool:
@@ -74,14 +75,16 @@ class Running:
         """The job's status row, None before the first; until this run has written one, its ``run`` is an earlier one."""
         return status_of(self.config)
 
+    @property
+    def cancel(self) -> Callable[[], None] | None:
+        """Ends a job on Flink that has an end; None where there is nothing to be done."""
+        if self.rest is None or self.flink_job is None or not self.config.until_end:
+            return None
+        return functools.partial(self.rest.cancel, self.flink_job)
+
     def on_flink(self) -> OnFlink | None:
         """How Flink says that it is; None on another runner, and while Flink does not answer."""
-        if self.rest is None or self.flink_job is None:
-            return None
-        try:
-            return self.rest.on_flink(self.flink_job)
-        except UserError:
-            return None
+        return None if self.rest is None or self.flink_job is None else self.rest.on_flink(self.flink_job)
 
     def wait(self, tell: Callable[[dict[str, Any]], None] | None = None, seconds: float | None = None) -> str:
         """Follows the job to its end, or for so long; warns of each failure that Flink restores it from.
@@ -97,11 +100,12 @@ class Running:
           UserError: the job failed.
         """
         until = None if seconds is None else time.monotonic() + seconds
-        look, failed_at = time.monotonic() + _LOOK_S, time.time()
+        look = time.monotonic() + _LOOK_S
         while not self.ended and (until is None or time.monotonic() < until):
             time.sleep(0.5)
             if time.monotonic() >= look:
-                look, failed_at = time.monotonic() + _LOOK_S, self._warn(failed_at)
+                look = time.monotonic() + _LOOK_S
+                self._warn()
             status = self.status()
             if status is None or status["run"] != self.run:
                 continue
@@ -117,14 +121,14 @@ class Running:
                 raise UserError(f"the job failed: {error}") from error
         return str(self.result.state)
 
-    def _warn(self, since: float) -> float:
-        """Tells of the last failure if it is newer; returns its time. Flink starts a job again for ever, so it shows."""
+    def _warn(self) -> None:
+        """Tells of the last failure if it is new. Flink starts a job again for ever, so it shows."""
         found = self.on_flink()
         failure = found.last_failure if found is not None else None
-        if found is None or failure is None or failure.at <= since:
-            return since
-        _log.warning("%s failed, Flink starts it again (%d times by now): %s", self.config.name, found.restarts, failure.reason)
-        return failure.at
+        if found is not None and failure is not None and failure.at > self.told:
+            self.told = failure.at
+            _log.warning("%s failed, Flink starts it again (%d times by now): %s", self.config.name, found.restarts,
+                         failure.reason)
 
 
 def status_of(config: StreamConfig) -> dict[str, Any] | None:
@@ -205,7 +209,7 @@ def launched(config: StreamConfig, resume: Resume = False, services: Path | None
     elif runner == "flink":
         from beam_pipelines.jobs import stream_flink
 
-        yield stream_flink.start(config, name, resume, services, job_endpoint, checkpoints, checkpoint_s)
+        yield stream_flink.start(config, resume, services, job_endpoint, checkpoints, checkpoint_s)
     else:
         yield submit(config, [f"--runner={runner}", "--streaming", f"--job_name={name}",
                               *([f"--job_endpoint={job_endpoint}"] if job_endpoint else [])])

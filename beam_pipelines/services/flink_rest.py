@@ -40,7 +40,7 @@ class OnFlink:
 @dataclass(frozen=True)
 class Rest:
     """Flink's REST interface at ``url``, such as http://127.0.0.1:8081, which has so many seconds to answer each time. Every
-    method raises UserError when it is away."""
+    method but ``on_flink`` raises UserError when it is away."""
 
     url: str
     seconds: float = 10.0
@@ -98,10 +98,13 @@ class Rest:
         """How many checkpoints of a job are complete."""
         return int(self.call(f"/jobs/{job}/checkpoints")["counts"]["completed"])
 
-    def on_flink(self, job: str) -> OnFlink:
-        """How a job is; who asks for it waits for something else, so Flink has little time to answer."""
+    def on_flink(self, job: str) -> OnFlink | None:
+        """How a job is; None while Flink does not answer, for which it has little time, and of a job it does not know."""
         quick = replace(self, seconds=_QUICK_S)
-        return OnFlink(job, quick.state(job), quick.restarts(job), quick.last_failure(job))
+        try:
+            return OnFlink(job, quick.state(job), quick.restarts(job), quick.last_failure(job))
+        except UserError:
+            return None
 
     def running_tasks(self, job: str) -> bool:
         """Whether every task of a job runs; a job says RUNNING long before its tasks do."""
