@@ -72,9 +72,17 @@ class OneBucket:
     @classmethod
     def of_users(cls, rules: Rules, flush_s: float | None = 1.0) -> OneBucket:
         """The user state."""
-        runner = cls(stages._Users(rules, "job", flush_s, 1))
-        runner.dofn.setup()
-        return runner
+        return cls._of(stages._Users(rules, "job", flush_s, 1))
+
+    @classmethod
+    def of_items(cls, rules: Rules, flush_s: float | None = 1.0) -> OneBucket:
+        """The item state."""
+        return cls._of(stages._Items(rules, "job", flush_s))
+
+    @classmethod
+    def _of(cls, dofn: BucketDoFn[Any]) -> OneBucket:
+        dofn.setup()
+        return cls(dofn)
 
     def bundle(self, *steps: Any, fails: bool = False) -> None:
         """One bundle of (method, argument) steps; with ``fails`` its state and outputs are thrown away after it has run."""

@@ -1,14 +1,25 @@
-"""When a bucket's cells are written: with the element that comes once they are due, by the timer in a quiet bucket."""
+"""When a bucket's cells are written: with the element that comes once they are due, by the timer in a quiet bucket, and before
+rows go of which they are made."""
 
 import itertools
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
-from stream_oracle import ORIGIN, Event
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stream_oracle import HOUR, ORIGIN, Event, batch, events
 from stream_runner import OneBucket
-from test_stream_state import packed
+from test_stream_state import feature_cells, packed, plain_cells
 
+from transforms.accumulators.events import Events
+from transforms.accumulators.stream import state
+from transforms.accumulators.stream.item import ItemState
+from transforms.accumulators.stream.user import UserState
 from transforms.beam.stream import bucket
+from transforms.beam.stream.cells import cell_rows
 from transforms.beam.stream.state import Rules
+from transforms.ingest import END_OF_TIME
 
 
 class Clock:
@@ -71,6 +82,43 @@ def test_a_flush_is_one_batch_of_every_group():
     runner.bundle(("add", packed([event(1), event(2)])))
     assert len(batches) == 1
     assert {"user_panes", "user_recent", "user_session"} <= set(batches[0].column("group").to_pylist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(events(40), st.data())
+def test_cells_are_whole_however_far_the_horizon_runs_ahead_of_flushes(chosen, data):
+    hours = data.draw(st.sampled_from([1, 3, 13]))
+    chosen = [replace(one, time=one.time + number * hours * HOUR) for number, one in enumerate(chosen)]
+    rules = Rules(lateness=HOUR, audit=data.draw(st.booleans()))
+    with patch.object(state, "_SLACK", 0):  # rows are dropped as soon as half of them are old
+        users, items = OneBucket.of_users(rules, flush_s=1e6), OneBucket.of_items(rules, flush_s=1e6)
+        start = 0
+        while start < len(chosen):
+            some = chosen[start : start + data.draw(st.integers(1, 6))]
+            start += len(some)
+            users.bundle(("add", packed(some)))
+            while users.messages:
+                items.bundle(("add", users.messages.pop(0)))
+            for runner in (users, items):
+                if data.draw(st.booleans()):
+                    runner.dies()
+                runner.watermark(some[-1].time)
+                if data.draw(st.integers(0, 3)) == 0:
+                    runner.bundle(("flush", None))
+        for runner in (users, items):
+            runner.bundle(("end", END_OF_TIME))
+    assert feature_cells(users) == plain_cells(chosen)
+    assert {at: cell for at, cell in items.cells.items() if at[1] in ItemState.GROUPS} == plain_item_cells(chosen)
+
+
+def plain_item_cells(chosen):
+    """The item cells of states that are simply given every event once."""
+    users, items = UserState((*UserState.GROUPS, *UserState.EXTRAS)), ItemState()
+    users.add(Events(batch(chosen)))
+    items.add(Events(batch(chosen)))
+    items.add_pairs(users.take_pairs())
+    rows = [cell for cells in items.cells() for cell in cell_rows("item", cells).to_pylist()]
+    return {(cell["row"], cell["group"]): (cell["timestamp"], cell["value"]) for cell in rows}
 
 
 def event(number):

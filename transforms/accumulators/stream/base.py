@@ -108,10 +108,16 @@ class StreamAccumulator:
         """The entities that have rows."""
         raise NotImplementedError
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next ``prune`` drops rows."""
+        raise NotImplementedError
+
     def prune(self, horizon: int) -> None:
         """Allows rows to be dropped that no extract or cell at or after the horizon needs; cheap, call it at every pane end.
 
-        Call ``final`` for the same horizon before.
+        Call ``final`` for the same horizon before. An entity's newest cell may need rows that the horizon has passed: where
+        it is still to be made and ``is_full``, make it first.
         """
         raise NotImplementedError
 

@@ -131,10 +131,15 @@ class TableState(StreamAccumulator):
         """Horizon and previous one, clipped."""
         return clip(horizon), clip(previous)
 
-    def prune(self, horizon: int) -> None:
+    @property
+    def is_full(self) -> bool:
         """See StreamAccumulator: rows go once they are as many as those that stay."""
+        return len(self) > self._limit
+
+    def prune(self, horizon: int) -> None:
+        """See StreamAccumulator."""
         self.horizon = max(self.horizon, clip(horizon))
-        if len(self) > self._limit:
+        if self.is_full:
             self.compact()
 
     def compact(self) -> None:

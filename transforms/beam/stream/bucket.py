@@ -187,9 +187,11 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
         """A pane has closed for this bucket: gives out what is final. One that was restored now may have cells to write."""
         self._oldest = min(self._oldest, timestamp)
         live = self._copy(bucket, held.marker.read(), held)
+        cells: list[pa.RecordBatch] = []
         finals: list[Final] = []
         if live.marker.tick < END_OF_TIME:
             if timestamp.micros >= live.marker.tick + self._rules.lateness:  # else a timer that was set anew since
+                cells = self._flushed(live, held) if live.drops else []
                 finals = live.advance(live.marker.tick)
                 live.next_tick()
                 held.marker.write(live.changed().pack())
@@ -199,7 +201,8 @@ class BucketDoFn(beam.DoFn, Generic[B]):  # type: ignore[misc]
             live.flush_due = time.time()
             flush.set(Timestamp.of(live.flush_due + self._flush_s))
         self._live.give(bucket, live)
-        return (beam.pvalue.TaggedOutput(FINAL, (bucket, final)) for final in finals)
+        yield from cells
+        yield from (beam.pvalue.TaggedOutput(FINAL, (bucket, final)) for final in finals)
 
     def ended(self, bucket: int, timestamp: Timestamp, held: Held, tick: Any) -> Iterator[Any]:
         """The input has ended: gives out everything."""

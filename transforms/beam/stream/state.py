@@ -275,13 +275,23 @@ class Bucket:
         return wanted
 
     def advance(self, horizon: int) -> list[Final]:
-        """Learns that no event before the horizon is taken any more; returns the rows of every hour that is now complete."""
+        """Learns that no event before the horizon is taken any more; returns the rows of every hour that is now complete.
+
+        Where ``drops`` says so, ``flush`` everything before.
+        """
         if horizon <= self.marker.horizon:
             return []
         self.marker = dataclasses.replace(self.marker, horizon=horizon)
         finals = self._finals(horizon)
         self._forget()
+        self.state.prune(self._kept_until())
         return finals
+
+    @property
+    def drops(self) -> bool:
+        """Whether the next ``advance`` drops rows, of which cells are to be made first: while a log is caught up with, the
+        horizon passes days between two flushes."""
+        return self.state.is_full and self.is_dirty
 
     def next_tick(self) -> int:
         """The tick after the present horizon, which is the marker's from now on.
@@ -309,7 +319,6 @@ class Bucket:
         self._panes = {pane for pane in self._panes if (pane + 1) * PANE > horizon}
         self._hours = {hour for hour in self._hours if hour + HOUR > horizon}
         self.expire(horizon)
-        self.state.prune(self._kept_until())
 
     def _kept_until(self) -> int:
         # What final() has not yet given out must stay: it is given out by whole hours.
