@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +71,17 @@ def add_common_flags(parser: argparse.ArgumentParser, runner: str = "direct, in 
     shared.add_argument("--seed", type=int, help="seed of every random choice (default: 7)")
     shared.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     shared.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of 10, 10s, 5m, 1h or 1d; raises UserError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
+    if found is None or (found[2] or "s") not in _UNITS:
+        raise UserError(f"{text!r} is no length of time; write 10s, 5m, 1h or 1d")
+    return float(found[1]) * _UNITS[found[2] or "s"]
 
 
 def parse_as_of(text: str | None, workspace: Workspace) -> int:

@@ -34,6 +34,7 @@ from beam_pipelines.cli import stream
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.stream_status import read_status
 from beam_pipelines.jobs.stream_run import flags_of
+from beam_pipelines.options import parse_seconds
 from beam_pipelines.services import flink, kafka, prism
 from beam_pipelines.services.ports import answers, free_port
 from beam_pipelines.services.process import Process, poll, start
@@ -130,7 +131,7 @@ def stream_flags(command: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     stream.add_arguments(parser)
     args = parser.parse_args(command)
-    return flags_of(stream.config_of(args), stream.seconds(args.checkpoint_every))
+    return flags_of(stream.config_of(args), parse_seconds(args.checkpoint_every))
 
 
 def quantiles(probes: list[Probe], kind: str) -> dict[str, float | None]:

@@ -39,9 +39,9 @@ import shutil
 import tempfile
 
 from beam_pipelines.access import access_of
-from beam_pipelines.cli.serve import _listen
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, add_common_flags
+from beam_pipelines.services.ports import listen
 from serving.collector import LINGER_MS
 from serving.stores import StoreUriError, open_store
 from serving.stores.base import StoreError
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     except StoreError as error:
         raise UserError(f"--store: {error}; --no-store does without") from error
     config.workspace.run_clock()  # one that can only be read is no hindrance: no clock is asked here
-    listening = _listen(args.host, args.port, BACKLOG)
+    listening = listen(args.host, args.port, BACKLOG)
     folder = tempfile.mkdtemp(prefix="beamrec-collect-")
     settings = CollectorSettings(uri, store, args.partitions, args.linger_ms, args.max_waiting, tuple(args.cors_origin),
                                  str(access.keys), access.anonymous, access.until_keys, args.workers, folder, access.mask)

@@ -16,7 +16,6 @@ nothing. With --json: a document a log with its partitions' earliest offsets, an
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from pathlib import Path
 
@@ -24,17 +23,15 @@ from beam_pipelines.cli.main import print_json
 from beam_pipelines.errors import UserError
 from beam_pipelines.io.lake import Lake
 from beam_pipelines.io.lakeside import offsets_of
-from beam_pipelines.options import Config, add_common_flags
+from beam_pipelines.options import Config, add_common_flags, parse_seconds
 from serving.eventlog import LocalLog, LogError, LogMissing, open_log, side_uri
-
-_MICROS = {"d": 86_400_000_000, "h": 3_600_000_000}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``log``."""
     parser.add_argument("action", choices=("trim",))
     parser.add_argument("--log", metavar="URI", help="dir:PATH, as 'beamrec lake' names it (default: dir:WORKSPACE/log)")
-    parser.add_argument("--older-than", default="7d", metavar="TIME", help="days or hours: 7d, 36h (default: 7d)")
+    parser.add_argument("--older-than", default="7d", metavar="TIME", help="such as 7d or 36h (default: 7d)")
     parser.add_argument("--dry-run", action="store_true", help="say what would go")
     add_common_flags(parser)
 
@@ -43,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     """Trims the log and those beside it."""
     config = Config.from_args(args)
     uri = args.log or f"dir:{config.workspace.root / 'log'}"
-    before = time.time_ns() // 1000 - micros_of(args.older_than)
+    if args.older_than.strip()[-1:].isdigit():
+        raise UserError(f"--older-than takes a unit, such as 7d or 36h, not {args.older_than!r}")
+    before = time.time_ns() // 1000 - round(parse_seconds(args.older_than) * 1_000_000)
     lake = Lake.open(config.lake, config.catalog)
     told = []
     for table, one in (("events", uri), ("dead_letters", side_uri(uri, "dead")), ("served", side_uri(uri, "served"))):
@@ -62,14 +61,6 @@ def run(args: argparse.Namespace) -> int:
         why = "" if log["stored"] else "; the lake has stored nothing of a log of this name"
         print(f"{log['log']}: {log['bytes']:,} bytes {verb}{why}")
     return 0
-
-
-def micros_of(text: str) -> int:
-    """Microseconds of ``7d`` or ``36h``; raises UserError."""
-    found = re.fullmatch(r"(\d{1,5})([dh])", text)
-    if found is None:
-        raise UserError(f"--older-than takes days or hours such as 7d or 36h, not {text!r}")
-    return int(found[1]) * _MICROS[found[2]]
 
 
 def trim(lake: Lake, table: str, uri: str, before: int, dry_run: bool = False) -> dict[str, object]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.options import Config, add_common_flags
+from beam_pipelines.options import Config, add_common_flags, parse_seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace, config: Config, services: Path | None) -> int:
     from beam_pipelines.cli.features import parse_time
     from beam_pipelines.cli.main import print_json
-    from beam_pipelines.cli.stream import absolute_log, seconds
+    from beam_pipelines.cli.stream import absolute_log
     from beam_pipelines.jobs import replay
     from beam_pipelines.progress import Stage
     from beam_pipelines.runner import quiet_logs
@@ -69,7 +69,7 @@ def _replay(args: argparse.Namespace, config: Config, services: Path | None) -> 
     missing = [f"--{flag}" for flag, value in (("log", args.log), ("from", args.start), ("group", args.group)) if not value]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given; see beamrec replay --help")
-    lateness = seconds(args.lateness)
+    lateness = parse_seconds(args.lateness)
     if lateness != int(lateness):
         raise UserError("--lateness is in whole seconds")
     if args.readers < 1:
@@ -77,7 +77,7 @@ def _replay(args: argparse.Namespace, config: Config, services: Path | None) -> 
     quiet_logs()
     try:
         found = replay.plan(config, args.group, absolute_log(args.log), parse_time(args.start),
-                            parse_time(args.end) if args.end else None, int(lateness), seconds(args.watermark_delay))
+                            parse_time(args.end) if args.end else None, int(lateness), parse_seconds(args.watermark_delay))
     except LogError as error:
         raise UserError(str(error)) from error
     if not args.json and not config.quiet:

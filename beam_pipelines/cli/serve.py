@@ -30,13 +30,13 @@ import argparse
 import importlib.util
 import os
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 
 from beam_pipelines.access import access_of
 from beam_pipelines.errors import UserError
 from beam_pipelines.options import Config, add_common_flags
+from beam_pipelines.services.ports import listen
 from serving.api_keys import ROLES
 from serving.stores import StoreUriError, open_store
 from serving.stores.base import StoreError
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     access = access_of(args, config, ROLES, args.anonymous, "read", "--anonymous read")
     _check_log(args)
     _check_policies(args.policies)
-    listening = _listen(args.host, args.port, BACKLOG)
+    listening = listen(args.host, args.port, BACKLOG)
     port = listening.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="beamrec-serve-"))
     settings = Settings(
@@ -150,11 +150,3 @@ def _check_policies(path: str | None) -> None:
         load(Path(path))
     except (PolicyError, OSError) as error:
         raise UserError(f"--policies: {error}") from error
-
-
-def _listen(host: str, port: int, backlog: int) -> socket.socket:
-    """A socket that listens on a port, on a free one for 0; raises UserError when that cannot be."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=backlog)
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error

@@ -29,18 +29,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from beam_pipelines.errors import UserError
-from beam_pipelines.options import Config, StreamConfig, add_common_flags, runner_of
+from beam_pipelines.options import Config, StreamConfig, add_common_flags, parse_seconds, runner_of
 from beam_pipelines.stream_status import line, report, told
 from schemas.features import GROUPS
 from schemas.metric_names import EVENTS_READ
-
-_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,14 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_flags(parser, runner="prism")
 
 
-def seconds(text: str) -> float:
-    """Seconds of 10, 10s, 5m, 1h or 1d; raises UserError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
-    if found is None or (found[2] or "s") not in _UNITS:
-        raise UserError(f"{text!r} is no length of time; write 10s, 5m, 1h or 1d")
-    return float(found[1]) * _UNITS[found[2] or "s"]
-
-
 def start_of(text: str) -> Any:
     """What --from says, as StreamConfig.start; raises UserError."""
     from beam_pipelines.cli.features import parse_time
@@ -119,14 +108,14 @@ def config_of(args: argparse.Namespace) -> StreamConfig:
     known = [group.name for group in GROUPS if group.source == "stream"]
     if args.groups and (unknown := [name for name in args.groups if name not in known]):
         raise UserError(f"--groups: no stream group {', '.join(unknown)}; there are {', '.join(known)}")
-    lateness = seconds(args.lateness)
+    lateness = parse_seconds(args.lateness)
     if lateness != int(lateness):
         raise UserError("--lateness is in whole seconds")
     return StreamConfig(
         common, absolute_log(args.log) if args.log else "", args.name, start_of(args.start), args.until_end, int(lateness),
-        seconds(args.watermark_delay), seconds(args.flush), args.readers, args.user_buckets, args.item_buckets,
+        parse_seconds(args.watermark_delay), parse_seconds(args.flush), args.readers, args.user_buckets, args.item_buckets,
         tuple(args.groups) if args.groups else None, Path(args.audit).absolute() if args.audit else None,
-        store_wait_s=seconds(args.store_wait), rewrite=args.rewrite, metrics_port=args.metrics_port,
+        store_wait_s=parse_seconds(args.store_wait), rewrite=args.rewrite, metrics_port=args.metrics_port,
         metrics_host=args.metrics_host)
 
 
@@ -173,7 +162,7 @@ def _run(args: argparse.Namespace, config: StreamConfig) -> int:
     began = time.time()
     checkpoints = Path(args.checkpoints) if args.checkpoints else None
     resume: Resume = "if possible" if args.resume_or_start else args.resume
-    with launched(config, resume, _services(args), args.job_endpoint, checkpoints, seconds(args.checkpoint_every)) as job:
+    with launched(config, resume, _services(args), args.job_endpoint, checkpoints, parse_seconds(args.checkpoint_every)) as job:
         if args.detach:
             print_json({"job": config.name, "flink_job": job.flink_job}) if args.json else print(f"{config.name} runs on")
             return 0
@@ -227,7 +216,7 @@ def _print_flags(args: argparse.Namespace, config: StreamConfig) -> int:
     from beam_pipelines.cli.main import print_json
     from beam_pipelines.jobs.stream_run import flags_of
 
-    flags = flags_of(config, seconds(args.checkpoint_every))
+    flags = flags_of(config, parse_seconds(args.checkpoint_every))
     print_json(flags) if args.json else print("\n".join(f"{name:<20} {value}" for name, value in flags.items()))
     return 0
 

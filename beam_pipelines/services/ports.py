@@ -1,4 +1,4 @@
-"""Ports: a free one, whether one is taken, whether one answers."""
+"""Ports: a free one, whether one is taken, whether one answers, a socket that listens on one."""
 
 from __future__ import annotations
 
@@ -39,6 +39,14 @@ def claim(port: int, what: str, flag: str) -> int:
             raise UserError(f"port {port} for {what} is taken ({error.strerror}); choose another with {flag} PORT, "
                             "0 for a free one") from error
     return port
+
+
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket that listens on a port, on a free one for 0; raises UserError when that cannot be."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=backlog)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
 def serves_grpc(address: str, seconds: float = 2.0) -> bool:

@@ -9,11 +9,11 @@ import pytest
 from stream_job_world import config, fill
 
 from beam_pipelines.cli.main import main
-from beam_pipelines.cli.stream import seconds, start_of
+from beam_pipelines.cli.stream import start_of
 from beam_pipelines.errors import UserError
 from beam_pipelines.jobs.stream_metrics import Ends, exposition
 from beam_pipelines.jobs.stream_run import flags_of
-from beam_pipelines.options import Config, StreamConfig
+from beam_pipelines.options import Config, StreamConfig, parse_seconds
 from beam_pipelines.services.flink_rest import Failure, OnFlink, reason_of
 from beam_pipelines.stream_status import report, told
 from schemas.keys import STATUS, status_key
@@ -27,14 +27,14 @@ def test_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["stream", "--help"])
     assert "Beam runner (default: prism)" in " ".join(capsys.readouterr().out.split())
-    assert [seconds(t) for t in ("10", "10s", "5m", "1.5h", "1d")] == [10, 10, 300, 5400, 86400]
+    assert [parse_seconds(t) for t in ("10", "10s", "5m", "1.5h", "1d")] == [10, 10, 300, 5400, 86400]
     offsets = tmp_path / "offsets.json"
     offsets.write_text(json.dumps({"1": 7, "0": 5}))
     assert start_of(str(offsets)) == ((0, 5), (1, 7))
     assert start_of("2026-02-01") == 1_769_904_000_000_000
     for bad in ("soon", "5 weeks"):
         with pytest.raises(UserError, match="no length of time"):
-            seconds(bad)
+            parse_seconds(bad)
 
 
 @pytest.mark.parametrize(("flags", "says"), [
