@@ -150,7 +150,7 @@ class StreamConfig:
     until_end: bool = False
     lateness_s: int = 3600
     watermark_delay_s: float = 10.0
-    flush_s: float = 0.8
+    flush_s: float = 0.5
     readers: int = 2
     user_buckets: int = 4
     item_buckets: int = 2

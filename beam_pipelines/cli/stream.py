@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lateness", default="1h", metavar="T", help="how late an event still corrects values (default: 1h)")
     parser.add_argument("--watermark-delay", default="10s", metavar="T",
                         help="how far event time stays behind the newest event (default: 10s)")
-    parser.add_argument("--flush", default="0.8s", metavar="T",
-                        help="from a change to its write (default: 0.8s)")
+    parser.add_argument("--flush", default="0.5s", metavar="T",
+                        help="from a change to its write (default: 0.5s)")
     parser.add_argument("--readers", type=int, default=2, help="parallel readers of the log (default: 2)")
     parser.add_argument("--user-buckets", type=int, default=StreamConfig.user_buckets,
                         help="hash shards of users' state (default: 4)")

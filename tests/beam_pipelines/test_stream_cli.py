@@ -123,7 +123,7 @@ def test_the_flags_that_decide_are_printed_and_are_the_defaults(capsys: pytest.C
     assert main(["stream", "--print-flags", "--runner", "flink", "--workspace", str(tmp_path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == flags_of(StreamConfig(Config.of(tmp_path, runner="flink"), ""))
-    assert printed["bundle_ms"] == 200 and printed["flush_s"] == 0.8
+    assert printed["bundle_ms"] == 200 and printed["flush_s"] == 0.5
 
 
 PYTHON_FAILED = """java.lang.RuntimeException: Error received from SDK harness: Traceback (most recent call last):

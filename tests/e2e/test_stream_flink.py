@@ -69,7 +69,7 @@ def jobs_of(root: Path, name: str) -> list[str]:
 def followed_where_it_runs(uri: str, root: Path, services: Path, job: str, caplog: pytest.LogCaptureFixture) -> None:
     """As a supervisor does whose command died: the same flags find the job, others are refused; a failure is told."""
     config, cluster = StreamConfig(Config.of(root, runner="flink", quiet=True), uri), cluster_of(services)
-    with (pytest.raises(UserError, match=r"with other flags \(flush_s 0.8, asked 3.0\): --drain"),
+    with (pytest.raises(UserError, match=r"with other flags \(flush_s 0.5, asked 3.0\): --drain"),
           launched(replace(config, flush_s=3.0), "if possible", services, checkpoint_s=600.0)):
         pass
     with launched(config, "if possible", services, checkpoint_s=600.0) as followed:
