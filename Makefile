@@ -31,7 +31,7 @@ demo-stream: $(STAMP) ## The stream at work, without Java and servers; WORKSPACE
 	$(BIN)/beamrec demo --stream $(if $(WORKSPACE),--workspace "$(WORKSPACE)")
 
 test: $(STAMP) ## The test suite; BEAMREC_DATA=DIR adds the tests on real data
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## What 'make test' skips for its length: a job on Flink whose store is away, slow or new; fuzzing of the API
 	$(BIN)/beamrec services install flink

@@ -26,12 +26,6 @@ def pytest_configure(config: pytest.Config) -> None:
                 index.unlink(missing_ok=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no worker ends with one while the other has nothing left to do."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 def _newest(source: Path, known: dict[Path, float]) -> float:
     """When a file, or one that it imports, was changed last, of those with compiled loops."""
     if source not in known:
