@@ -21,6 +21,9 @@ from beam_pipelines.services.ports import free_port
 from beam_pipelines.services.server import OneGrpcServer
 
 PORT = 8073
+_LONGEST_S = 365 * 86_400
+"""How long a job may run: on Prism Beam follows it with calls that end after --job_server_timeout, by its default 300 s, and a
+job that ends later has failed then, whatever became of it (2.77)."""
 
 
 def binary() -> Path:
@@ -89,7 +92,7 @@ class Prism(OneGrpcServer):
         """Beam's flags for a job on it, whose workers run in the submitting process (LOOPBACK)."""
         # When it splits a slow bundle whose key is on both sides, it runs the two at once and one's state is lost (2.77).
         flags = ["--runner=PortableRunner", f"--job_endpoint={self.address}", "--environment_type=LOOPBACK",
-                 "--experiments=prism_disable_sdf_split"]
+                 "--experiments=prism_disable_sdf_split", f"--job_server_timeout={_LONGEST_S}"]
         return [*flags, *(["--streaming"] if streaming else []), *([f"--job_name={job}"] if job else [])]
 
     def command(self) -> list[str]:

@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from e2e.servers import need
 
 from beam_pipelines.cli.main import main
-from beam_pipelines.services import process
+from beam_pipelines.services import prism, process
 
 
 @pytest.fixture
@@ -112,3 +113,10 @@ def test_prism_runs_a_pipeline(prism_server):
     with beam.Pipeline(options=PipelineOptions(prism_server.pipeline_options(streaming=False))) as p:
         sums = p | beam.Create([("a", 1), ("b", 2), ("a", 3)]) | beam.CombinePerKey(sum)
         assert_that(sums, equal_to([("a", 4), ("b", 2)]))
+
+
+def test_a_job_on_prism_may_run_for_months():
+    from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+
+    options = PipelineOptions(prism.Prism(Path("nowhere"), 1).pipeline_options())
+    assert options.view_as(PortableOptions).job_server_timeout > 90 * 86_400  # calls that follow a job end after so long
