@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
@@ -97,8 +98,14 @@ class Running:
           Beam's name of its state.
 
         Raises:
-          UserError: the job failed.
+          UserError: the job failed, or its runner does not answer.
         """
+        try:
+            return self._wait(tell, seconds)
+        except grpc.RpcError as error:
+            raise UserError(f"the runner of {self.config.name} does not answer any more ({error.code().name})") from error
+
+    def _wait(self, tell: Callable[[dict[str, Any]], None] | None, seconds: float | None) -> str:
         until = None if seconds is None else time.monotonic() + seconds
         look = time.monotonic() + _LOOK_S
         while not self.ended and (until is None or time.monotonic() < until):

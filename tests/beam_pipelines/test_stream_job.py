@@ -165,6 +165,11 @@ def test_a_stream_writes_within_seconds_and_says_that_it_lives(tmp_path: Path) -
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
         assert "beamrec_events_accepted_total 2" in text and "beamrec_up 1" in text
         assert 'beamrec_lag{partition="0"} 0\n' in text and 'beamrec_state_bytes{entity="user"}' in text
+        server = prism.Prism.found(running.common.workspace.root / f"scratch/prism-{running.name}")
+        assert server is not None
+        server.kill()
+        with pytest.raises(UserError, match="the runner of stream does not answer any more"):
+            job.wait(seconds=30)
 
 
 def _counts(of: StreamConfig, user: str, t: int) -> dict[str, Any] | None:
