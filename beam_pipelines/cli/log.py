@@ -16,6 +16,7 @@ nothing. With --json: a document a log with its partitions' earliest offsets, an
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``log``."""
     parser.add_argument("action", choices=("trim",))
     parser.add_argument("--log", metavar="URI", help="dir:PATH, as 'beamrec lake' names it (default: dir:WORKSPACE/log)")
-    parser.add_argument("--older-than", default="7d", metavar="TIME", help="such as 7d or 36h (default: 7d)")
+    parser.add_argument("--older-than", default="7d", metavar="TIME", help="days or hours: 7d, 36h (default: 7d)")
     parser.add_argument("--dry-run", action="store_true", help="say what would go")
     add_common_flags(parser)
 
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Trims the log and those beside it."""
     config = Config.from_args(args)
     uri = args.log or f"dir:{config.workspace.root / 'log'}"
-    if args.older_than.strip()[-1:].isdigit():
-        raise UserError(f"--older-than takes a unit, such as 7d or 36h, not {args.older_than!r}")
+    if re.fullmatch(r"\d{1,5}[dh]", args.older_than) is None:
+        raise UserError(f"--older-than takes days or hours such as 7d or 36h, not {args.older_than!r}")
     before = time.time_ns() // 1000 - round(parse_seconds(args.older_than) * 1_000_000)
     lake = Lake.open(config.lake, config.catalog)
     told = []

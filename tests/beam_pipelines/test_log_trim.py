@@ -70,8 +70,8 @@ def test_what_is_old_and_in_the_lake_goes(space: Path, capsys: pytest.CaptureFix
     assert len(lake.read("raw_events")) == 28
 
 
-@pytest.mark.parametrize(("words", "said"), [(["--older-than", "a week"], "is no length of time"),
-                                             (["--older-than", "7"], "takes a unit"),
+@pytest.mark.parametrize(("words", "said"), [(["--older-than", "a week"], "takes days or hours"),
+                                             (["--older-than", "7"], "takes days or hours"),
                                              (["--log", "dir:/nowhere"], "no log at dir:/nowhere"),
                                              (["--log", "nowhere"], "is not a log")])
 def test_mistakes_are_said(space: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:

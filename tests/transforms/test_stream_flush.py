@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_oracle import HOUR, ORIGIN, Event, batch, events
 from stream_runner import OneBucket
-from test_stream_state import feature_cells, packed, plain_cells
+from test_stream_state import cells_in, feature_cells, packed, plain_cells
 
 from transforms.accumulators.events import Events
 from transforms.accumulators.stream import state
 from transforms.accumulators.stream.item import ItemState
 from transforms.accumulators.stream.user import UserState
 from transforms.beam.stream import bucket
-from transforms.beam.stream.cells import cell_rows
 from transforms.beam.stream.state import Rules
 from transforms.ingest import END_OF_TIME
 
@@ -117,8 +116,7 @@ def plain_item_cells(chosen):
     users.add(Events(batch(chosen)))
     items.add(Events(batch(chosen)))
     items.add_pairs(users.take_pairs())
-    rows = [cell for cells in items.cells() for cell in cell_rows("item", cells).to_pylist()]
-    return {(cell["row"], cell["group"]): (cell["timestamp"], cell["value"]) for cell in rows}
+    return cells_in(items)
 
 
 def event(number):

@@ -18,6 +18,7 @@ from schemas.keys import hash64, row_key
 from schemas.metric_names import EVENTS_ACCEPTED, EVENTS_DUPLICATE, EVENTS_LATE, by_segment
 from schemas.stream_cells import decode_suppression
 from transforms.accumulators.events import Events
+from transforms.accumulators.stream.item import ItemState
 from transforms.accumulators.stream.user import UserState
 from transforms.beam.stream import state
 from transforms.beam.stream.cells import cell_rows
@@ -41,7 +42,12 @@ def plain_cells(chosen: list[Event]) -> dict[tuple[str, str], tuple[int, bytes]]
     unique = list({e.id: e for e in chosen}.values())
     state = UserState()
     state.add(Events(batch(unique)))
-    rows = [cell for cells in state.cells() for cell in cell_rows("user", cells).to_pylist()]
+    return cells_in(state)
+
+
+def cells_in(state: UserState | ItemState) -> dict[tuple[str, str], tuple[int, bytes]]:
+    """All cells of a state, as a store holds them."""
+    rows = [cell for cells in state.cells() for cell in cell_rows(state.ENTITY, cells).to_pylist()]
     return {(cell["row"], cell["group"]): (cell["timestamp"], cell["value"]) for cell in rows}
 
 

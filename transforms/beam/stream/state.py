@@ -277,7 +277,7 @@ class Bucket:
     def advance(self, horizon: int) -> list[Final]:
         """Learns that no event before the horizon is taken any more; returns the rows of every hour that is now complete.
 
-        Where ``drops`` says so, ``flush`` everything before.
+        Where ``state.is_full``, ``flush`` everything before: rows are dropped.
         """
         if horizon <= self.marker.horizon:
             return []
@@ -286,12 +286,6 @@ class Bucket:
         self._forget()
         self.state.prune(self._kept_until())
         return finals
-
-    @property
-    def drops(self) -> bool:
-        """Whether the next ``advance`` drops rows, of which cells are to be made first: while a log is caught up with, the
-        horizon passes days between two flushes."""
-        return self.state.is_full and self.is_dirty
 
     def next_tick(self) -> int:
         """The tick after the present horizon, which is the marker's from now on.
